@@ -1,0 +1,1 @@
+"""Messages ↔ ids: the vocabulary, the chat template, the output grammar and the processor."""
