@@ -1,0 +1,1 @@
+"""Files → batches: packages, sources, hold-outs, documents, token shards, packed rows."""

@@ -1,0 +1,1 @@
+"""Documents made from several items: scenes, picture books, triples, soundscapes."""

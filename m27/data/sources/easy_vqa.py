@@ -1,0 +1,67 @@
+"""easy-VQA: 5,000 pictures of one coloured shape with 48,248 questions. Test side held out.
+
+Victor Zhou: "easy-VQA" (2019), PyPI package easy-vqa.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from m27.data import registry
+from m27.data.sources.base import Item, SourceError
+
+NAME = "easy_vqa"
+LICENCE = "MIT"
+ORIGIN = "PyPI easy-vqa 1.0"
+SHAPES = ("circle", "rectangle", "triangle")
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+
+
+def items() -> Iterator[Item]:
+    """Every picture; text is "blue rectangle", `meta["questions"]` its (question, answer) pairs.
+
+    A colour or shape that no question of a picture reveals is left out of its text.
+    """
+    folder = registry.fetch("easy-vqa") / "easy_vqa" / "data"
+    for side in ("train", "test"):
+        questions: dict[int, list[tuple[str, str]]] = {}
+        for question, answer, number in _read(folder / side / "questions.json"):
+            questions.setdefault(number, []).append((question, answer))
+        for number, pairs in sorted(questions.items()):
+            text = " ".join(word for word in (_colour(pairs), _shape(pairs)) if word)
+            image = (folder / side / "images" / f"{number}.png").read_bytes()
+            meta = {"split": side, "questions": pairs}
+            yield Item(f"{NAME}/{side}/{number:05d}", text, text, image, meta=meta)
+
+
+def _read(path: Any) -> list[tuple[str, str, int]]:
+    try:
+        return [
+            (question, answer, number) for question, answer, number in json.loads(path.read_text())
+        ]
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: {error}") from error
+
+
+def _colour(pairs: list[tuple[str, str]]) -> str:
+    return _told(pairs, COLOURS)
+
+
+def _shape(pairs: list[tuple[str, str]]) -> str:
+    return _told(pairs, SHAPES)
+
+
+def _told(pairs: list[tuple[str, str]], words: tuple[str, ...]) -> str:
+    """The one of `words` that the questions tell: as an answer, or by "is there a red …" → yes."""
+    for question, answer in pairs:
+        if answer in words:
+            return answer
+        named = [word for word in words if word in question.split() or f"{word}?" in question]
+        if len(named) == 1:
+            if question.startswith("what") and " the " in question:
+                return named[0]
+            if answer == ("no" if " not " in question else "yes"):
+                return named[0]
+    return ""

@@ -1,0 +1,25 @@
+"""NLVR: rendered pictures of blocks, each with a sentence that is true or false of it.
+
+Suhr, Lewis, Yeh, Artzi: "A corpus of natural language for visual reasoning", ACL 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from m27.data.sources import parquet
+from m27.data.sources.base import Item, shared_file
+
+NAME = "nlvr"
+LICENCE = "CC-BY 4.0"
+ORIGIN = "lil-lab/nlvr (Suhr et al. 2017)"
+
+
+def items() -> Iterator[Item]:
+    """Every picture (400×100); text is the sentence, `meta["label"]` whether it is true."""
+    for file, side in (("dev", "train"), ("test", "test")):
+        path = shared_file(f"nlvr/{file}.parquet", ORIGIN)
+        for number, row in enumerate(parquet.rows(path)):
+            meta = {"split": side, "label": bool(row["label"])}
+            sentence = row["sentence"].strip()
+            yield Item(f"{NAME}/{file}/{number:04d}", "blocks", sentence, row["image"], meta=meta)
