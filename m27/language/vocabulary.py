@@ -11,11 +11,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from m27.language.template import CHAT_TEMPLATE
 
 CONTROL_SLOTS = 128
 MAX_GRID = 32  # codes along one side of a picture: 512 pixels at 16 pixels a code
@@ -228,13 +229,13 @@ def build_tokenizer(
     if len(table) != len(base_tokens):
         raise VocabularyError("the base tokenizer lists a token twice")
     tokenizer = Tokenizer(models.BPE(vocab=table, merges=[(a, b) for a, b in pairs_of]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     names = [*base, *vocabulary.added_tokens()]
     tokenizer.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
     return tokenizer, vocabulary
@@ -260,7 +261,7 @@ def save_tokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary, directory: str 
         "tokenizer.json": tokenizer.to_str(pretty=False),
         "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
         "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
-        "chat_template.jinja": chat_template(),
+        "chat_template.jinja": CHAT_TEMPLATE,
     }
     if tokenizer.get_vocab_size() != vocabulary.audio.stop:
         raise VocabularyError("the tokenizer and the vocabulary disagree about the number of ids")
@@ -268,9 +269,3 @@ def save_tokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary, directory: str 
         temporary = folder / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, folder / name)
-
-
-def chat_template() -> str:
-    """The Jinja chat template that ships with every checkpoint."""
-    file = resources.files("m27.language").joinpath("chat_template.jinja")
-    return file.read_text(encoding="utf-8")
