@@ -1,0 +1,148 @@
+"""Rows of results: what was measured, with everything needed to measure it again, as JSON and as a
+table.
+
+A row without its seed, commit, weights and data is a rumour; `Origin` holds those. Knows no task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m27 import __version__
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a figure comes from. `weights` and `data` are the first 12 hex digits of a sha256."""
+
+    seed: int
+    commit: str
+    weights: str
+    torch: str = torch.__version__
+    m27: str = __version__
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result. `score`, `low`, `high`, `chance`, `frequent` and `by_kind` are shares (0 to 1)
+    or,
+    where `unit` says so, other numbers; `frequent` is what the best constant answer gets on these
+    very
+    samples, `by_kind` what the best constant answer to each kind of question gets; None: not
+    defined.
+    `passed` says whether the bar of the task is met."""
+
+    task: str
+    n: int
+    score: float
+    low: float
+    high: float
+    chance: float | None
+    frequent: float | None
+    by_kind: float | None
+    passed: bool
+    bar: str
+    data: str
+    seconds: float
+    origin: Origin
+    unit: str = "share"
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat dict of plain values, `origin` merged in; `weights` is the weights' revision."""
+        fields = asdict(self)
+        return {**fields, **fields.pop("origin")}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, aligned so that it also reads well in a terminal."""
+    head = [
+        "task",
+        "n",
+        "score",
+        "95 % interval",
+        "chance",
+        "most frequent",
+        "by kind",
+        "bar",
+        "met",
+    ]
+    body = [head]
+    for row in rows:
+        interval = f"{_figure(row.low, row.unit)} – {_figure(row.high, row.unit)}"
+        others = [_figure(x, row.unit) for x in (row.chance, row.frequent, row.by_kind)]
+        met = "yes" if row.passed else "**no**"
+        score = _figure(row.score, row.unit)
+        body.append([row.task, str(row.n), score, interval, *others, row.bar, met])
+    widths = [max(len(line[i]) for line in body) for i in range(len(head))]
+    numeric = {1, 2, 3, 4, 5, 6}
+    lines = [
+        "| " + " | ".join(
+            cell.rjust(width) if i in numeric else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ) + " |"
+        for line in body
+    ]  # fmt: skip
+    rule = "|" + "|".join(
+        "-" * (w + 1) + ":" if i in numeric else "-" * (w + 2) for i, w in enumerate(widths)
+    )
+    return "\n".join([lines[0], rule + "|", *lines[1:]])
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if unit == "share" else f"{value:.3f}"
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line, under a temporary name first; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    partial.write_text("".join(lines), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def commit(root: Path | None = None) -> str:
+    """The commit of the checkout that holds this code, "+" behind it if files differ; "unknown"
+    outside git."""
+    root = root or Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=30
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "-uno") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """12 hex digits of the sha256 over names and contents of files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def weights_revision(folder: Path) -> str:
+    """The revision of a folder of weights: `files_hash` of its safetensors and tokenizer."""
+    return files_hash([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
