@@ -1,8 +1,9 @@
 """A repeatable store of mono 16 kHz clips: rendered or decoded once, then read from one memory map.
 
-Does: keep every clip of a source as 16-bit samples in one flat file beside one JSON line a clip, so that the second
-pass over a source costs a file read. Two builders at once are safe: the folder appears by one rename.
-Does not know: where clips come from, or which side of the hold-out they are on (a source writes that in `meta`).
+Does: keep every clip of a source as 16-bit samples in one flat file beside one JSON line a clip, so
+that the second pass over a source costs a file read. Two builders at once are safe: the folder
+appears by one rename. Does not know: where clips come from, or which side of the hold-out they are
+on (a source writes that in `meta`).
 
 Shapes: T samples of one clip.
 """
@@ -14,45 +15,21 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from m27.data.progress import track
 from m27.data.registry import cache_folder
-from m27.data.sources.base import Item
+from m27.data.sources.base import Item, SourceError
 
 RATE = 16_000
 """Samples a second of every clip in this project."""
 
 
-class ClipError(ValueError):
-    """A source of sound is missing or malformed; the message names the file."""
-
-
-def shared_file(*parts: str) -> Path:
-    """Path of a file of the shared media folder (`$M27_SHARED_DATA`, by default `../shared/data` beside the checkout).
-
-    Raises `ClipError` naming the path if the file is not there.
-    """
-    root = os.environ.get("M27_SHARED_DATA")
-    base = Path(root) if root else Path(__file__).resolve().parents[4] / "shared" / "data"
-    path = base.joinpath(*parts)
-    if not path.is_file():
-        raise ClipError(f"{path}: no such file (set M27_SHARED_DATA to the folder of shared media)")
-    return path
-
-
-def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file in the Hub's schema, a few at a time (an audio column is `{"bytes", "path"}`)."""
-    import pyarrow.parquet as parquet
-
-    for batch in parquet.ParquetFile(path).iter_batches(batch_size=64):  # type: ignore[no-untyped-call]
-        yield from batch.to_pylist()
-
-
 def level(samples_T: np.ndarray, rms: float = 0.1, peak: float = 0.9) -> np.ndarray:
-    """The clip without offset, at one loudness: `rms` over its louder half, peaks kept under `peak`. Silence stays silence."""
+    """The clip without offset, at one loudness: `rms` over its louder half, peaks kept under
+    `peak`. Silence stays silence.
+    """
     wave = np.asarray(samples_T, dtype=np.float32)
     if wave.size == 0:
         return wave
@@ -67,7 +44,9 @@ def level(samples_T: np.ndarray, rms: float = 0.1, peak: float = 0.9) -> np.ndar
 
 
 def trim(samples_T: np.ndarray, floor: float = 0.03, margin: float = 0.05) -> np.ndarray:
-    """Cut silence (10 ms frames under `floor` of the loudest frame) from both ends, leaving `margin` seconds."""
+    """Cut silence (10 ms frames under `floor` of the loudest frame) from both ends, leaving
+    `margin` seconds.
+    """
     wave = np.asarray(samples_T, dtype=np.float32)
     if wave.size < 480:
         return wave
@@ -90,7 +69,9 @@ def fade(samples_T: np.ndarray, seconds: float = 0.01) -> np.ndarray:
 
 
 def loudest(samples_T: np.ndarray, seconds: float) -> np.ndarray:
-    """The window of at most `seconds` that holds the most energy, faded at its ends; shorter clips come back whole."""
+    """The window of at most `seconds` that holds the most energy, faded at its ends; shorter clips
+    come back whole.
+    """
     wave = np.asarray(samples_T, dtype=np.float32)
     n = int(seconds * RATE)
     if wave.size <= n:
@@ -102,12 +83,16 @@ def loudest(samples_T: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def digest(spec: object) -> str:
-    """Twelve hex digits that name a specification (any JSON value): equal specifications share a cache folder."""
+    """Twelve hex digits that name a specification (any JSON value): equal specifications share a
+    cache folder.
+    """
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def lowest(keys: Iterable[str], count: int, salt: str) -> set[str]:
-    """The `count` keys whose salted SHA-256 is lowest: a fixed choice of exact size that ignores the order of the input."""
+    """The `count` keys whose salted SHA-256 is lowest: a fixed choice of exact size that ignores
+    the order of the input.
+    """
     ranked = sorted(
         set(keys), key=lambda key: hashlib.sha256(f"m27-holdout:{salt}:{key}".encode()).digest()
     )
@@ -115,10 +100,12 @@ def lowest(keys: Iterable[str], count: int, salt: str) -> set[str]:
 
 
 def stored(name: str, revision: str, make: Callable[[], Iterable[Item]]) -> Iterator[Item]:
-    """Clips of `make`, made once and kept under `generated/<name>-<revision>`; audio comes back as float32 [T] in −1..1.
+    """Clips of `make`, made once and kept under `generated/<name>-<revision>`; audio comes back as
+    float32 [T] in −1..1.
 
-    `make` yields items with `audio` set (float32 [T] at 16 kHz); their `meta` must be JSON. Samples are kept as 16 bits,
-    and so is the first pass, which makes both passes equal. Raises `ClipError` naming a damaged folder.
+    `make` yields items with `audio` set (float32 [T] at 16 kHz); their `meta` must be JSON. Samples
+    are kept as 16 bits, and so is the first pass, which makes both passes equal. Raises
+    `SourceError` naming a damaged folder.
     """
     folder = cache_folder() / "generated" / f"{name}-{revision}"
     if not folder.is_dir():
@@ -130,7 +117,7 @@ def stored(name: str, revision: str, make: Callable[[], Iterable[Item]]) -> Iter
         row = json.loads(line)
         start, stop = row["start"], row["stop"]
         if stop > samples.shape[0]:
-            raise ClipError(
+            raise SourceError(
                 f"{folder}: clip {row['key']} lies past the end of the samples; delete the folder"
             )
         audio = samples[start:stop].astype(np.float32) / 32767.0
@@ -151,7 +138,7 @@ def _write(folder: Path, items: Iterable[Item]) -> None:
         ):
             for item in track(items, f"preparing {folder.name}"):
                 if item.audio is None:
-                    raise ClipError(f"{folder.name}: clip {item.key} has no samples")
+                    raise SourceError(f"{folder.name}: clip {item.key} has no samples")
                 data = np.round(np.clip(item.audio, -1.0, 1.0) * 32767.0).astype("<i2")
                 samples.write(data.tobytes())
                 row = {

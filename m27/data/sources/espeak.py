@@ -1,7 +1,9 @@
-"""eSpeak NG through ctypes: text → 16 kHz speech in many voices, and text → IPA phonemes. No root, nothing installed.
+"""eSpeak NG through ctypes: text → 16 kHz speech in many voices, and text → IPA phonemes. No root,
+nothing installed.
 
-The shared library and its voice data come from the PyPI package `espeakng-loader` 0.2.4 (GPL-3; fetched and used to
-make data, never shipped). One process holds one synthesiser, as the library has global state.
+The shared library and its voice data come from the PyPI package `espeakng-loader` 0.2.4 (GPL-3;
+fetched and used to make data, never shipped). One process holds one synthesiser, as the library has
+global state.
 
 Shapes: T samples of one utterance.
 """
@@ -15,7 +17,8 @@ import numpy as np
 
 from m27.codec.media import resample
 from m27.data.registry import Package, fetch
-from m27.data.sources.clips import RATE, ClipError
+from m27.data.sources.base import SourceError
+from m27.data.sources.clips import RATE
 
 PACKAGE = Package("pypi", "espeakng-loader", "0.2.4")
 LICENCE = "GPL-3.0 (the program; its output is free)"
@@ -29,7 +32,9 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 @dataclass(frozen=True)
 class Voice:
-    """A language or accent, a variant (timbre), words a minute (80..450), pitch and its range (0..100)."""
+    """A language or accent, a variant (timbre), words a minute (80..450), pitch and its range
+    (0..100).
+    """
 
     language: str
     variant: str
@@ -51,12 +56,14 @@ class _Library:
         names = ("libespeak-ng.so", "libespeak-ng.dylib", "espeak-ng.dll")
         found = [folder / name for name in names if (folder / name).is_file()]
         if not found:
-            raise ClipError(f"{folder}: no eSpeak NG library for this system")
+            raise SourceError(f"{folder}: no eSpeak NG library for this system")
         self.calls = ctypes.CDLL(str(found[0]))
         data = str(_data_folder(folder)).encode()
         self.rate = int(self.calls.espeak_Initialize(_SYNCHRONOUS, 0, data, 1 << 15))
         if self.rate <= 0:
-            raise ClipError(f"{folder}: eSpeak NG did not start (its voice data may be incomplete)")
+            raise SourceError(
+                f"{folder}: eSpeak NG did not start (its voice data may be incomplete)"
+            )
         self.pieces: list[np.ndarray] = []
         self._callback = _CALLBACK(self._receive)
         self.calls.espeak_SetSynthCallback(self._callback)
@@ -70,9 +77,9 @@ class _Library:
         return _DONE_OK
 
     def voice(self, name: str) -> None:
-        """Choose a voice; `ClipError` if there is none of that name."""
+        """Choose a voice; `SourceError` if there is none of that name."""
         if self.calls.espeak_SetVoiceByName(name.encode()) != 0:
-            raise ClipError(f"eSpeak NG has no voice {name!r}")
+            raise SourceError(f"eSpeak NG has no voice {name!r}")
 
 
 def _data_folder(folder: Path) -> Path:
@@ -87,7 +94,9 @@ def _library() -> _Library:
 
 
 def speak(text: str, voice: Voice) -> np.ndarray:
-    """Speech of `text` as float32 [T] at 16 kHz. `ClipError` for an unknown voice or a text that makes no sound."""
+    """Speech of `text` as float32 [T] at 16 kHz. `SourceError` for an unknown voice or a text that
+    makes no sound.
+    """
     library = _library()
     library.voice(voice.name)
     for parameter, value in (
@@ -101,7 +110,7 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     status = library.calls.espeak_Synth(raw, len(raw) + 1, 0, _CHARACTERS, 0, _UTF8, None, None)
     library.calls.espeak_Synchronize()
     if status != 0 or not library.pieces:
-        raise ClipError(f"eSpeak NG made no sound of {text!r}")
+        raise SourceError(f"eSpeak NG made no sound of {text!r}")
     return resample(np.concatenate(library.pieces), library.rate, RATE)
 
 

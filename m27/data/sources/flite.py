@@ -1,7 +1,9 @@
-"""Flite (CMU) through ctypes: text → 16 kHz speech in four recorded voices. No root, nothing installed.
+"""Flite (CMU) through ctypes: text → 16 kHz speech in four recorded voices. No root, nothing
+installed.
 
-The libraries come from the Debian package `libflite1`, unpacked; `libasound2` likewise where the system has none, as
-flite is linked against it (no device is ever opened). Voices: `kal16` (diphones), `awb`, `rms`, `slt` (clustergen).
+The libraries come from the Debian package `libflite1`, unpacked; `libasound2` likewise where the
+system has none, as flite is linked against it (no device is ever opened). Voices: `kal16`
+(diphones), `awb`, `rms`, `slt` (clustergen).
 
 Shapes: T samples of one utterance.
 """
@@ -15,7 +17,8 @@ import numpy as np
 
 from m27.codec.media import resample
 from m27.data.registry import Package, fetch, pinned
-from m27.data.sources.clips import RATE, ClipError
+from m27.data.sources.base import SourceError
+from m27.data.sources.clips import RATE
 
 VOICES = ("awb", "kal16", "rms", "slt")
 LICENCE = "CMU flite licence (BSD-like)"
@@ -38,11 +41,11 @@ def _load(folder: Path, name: str) -> ctypes.CDLL:
     """Load one shared library of an unpacked package so that the next ones find its symbols."""
     found = sorted(folder.rglob(name))
     if not found:
-        raise ClipError(f"{folder}: no {name}")
+        raise SourceError(f"{folder}: no {name}")
     try:
         return ctypes.CDLL(str(found[0].resolve()), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise ClipError(f"{found[0]}: cannot be loaded ({error})") from None
+        raise SourceError(f"{found[0]}: cannot be loaded ({error})") from None
 
 
 @functools.cache
@@ -63,9 +66,9 @@ def _library() -> ctypes.CDLL:
 
 @functools.cache
 def _voice(name: str) -> int:
-    """Address of one voice; `ClipError` for a name that is not in `VOICES`."""
+    """Address of one voice; `SourceError` for a name that is not in `VOICES`."""
     if name not in VOICES:
-        raise ClipError(f"flite has no voice {name!r}: choose from {', '.join(VOICES)}")
+        raise SourceError(f"flite has no voice {name!r}: choose from {', '.join(VOICES)}")
     _library()
     part = _load(fetch(pinned("libflite1")), f"libflite_cmu_us_{name}.so.1")
     register = getattr(part, f"register_cmu_us_{name}")
@@ -74,12 +77,14 @@ def _voice(name: str) -> int:
 
 
 def speak(text: str, voice: str) -> np.ndarray:
-    """Speech of `text` as float32 [T] at 16 kHz. `ClipError` for an unknown voice or a text that makes no sound."""
+    """Speech of `text` as float32 [T] at 16 kHz. `SourceError` for an unknown voice or a text that
+    makes no sound.
+    """
     address = _voice(voice)
     flite = _library()
     wave = flite.flite_text_to_wave(text.encode(), address)
     if not wave or wave.contents.num_samples <= 0:
-        raise ClipError(f"flite made no sound of {text!r}")
+        raise SourceError(f"flite made no sound of {text!r}")
     samples = np.ctypeslib.as_array(wave.contents.samples, shape=(wave.contents.num_samples,))
     out = samples.astype(np.float32) / 32768
     rate = int(wave.contents.sample_rate)

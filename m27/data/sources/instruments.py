@@ -89,7 +89,7 @@ def _single(
     }
     wave = fade(level(wave, rms=0.05 + velocity / 1500), 0.005)
     return Item(
-        key=f"{label}/{name}/{key}/{velocity}",
+        key=f"{NAME}/{label}/{name}/{key}/{velocity}",
         concept=f"{name} {key}",
         text=name,
         audio=wave,
@@ -139,7 +139,7 @@ def _make() -> Iterator[Item]:
             meta["keys"] = " ".join(map(str, chosen))
             audio = _phrase(fluid, name, chosen)
             yield Item(
-                key=f"fluid/{name}/phrase/{number}",
+                key=f"{NAME}/fluid/{name}/phrase/{number}",
                 concept=f"{name} phrase",
                 text=name,
                 audio=audio,

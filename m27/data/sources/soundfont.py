@@ -1,8 +1,10 @@
-"""A small SoundFont 2 sampler in numpy: one note of one General MIDI program as 16 kHz mono samples.
+"""A small SoundFont 2 sampler in numpy: one note of one General MIDI program as 16 kHz mono
+samples.
 
-Does: zones, key and velocity ranges, tuning, sample loops, the volume envelope, a static low-pass filter.
-Does not know: modulators, LFOs, chorus, reverb, the modulation envelope. Stereo zones are summed to mono.
-Source: "SoundFont Technical Specification 2.04" (E-mu Systems, 2006), sections 4 to 9.
+Does: zones, key and velocity ranges, tuning, sample loops, the volume envelope, a static low-pass
+filter. Does not know: modulators, LFOs, chorus, reverb, the modulation envelope. Stereo zones are
+summed to mono. Source: "SoundFont Technical Specification 2.04" (E-mu Systems, 2006), sections 4 to
+9.
 
 Shapes: T samples of one note.
 """
@@ -12,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
+from m27.data.sources.base import SourceError
 
 RENDER_RATE = 48_000
 OUT_RATE = 16_000
@@ -28,13 +33,15 @@ _DEFAULTS = {_FILTER: 13500, _SCALE: 100, _ROOT: -1} | dict.fromkeys(
 )
 
 
-class SoundFontError(ValueError):
+class SoundFontError(SourceError):
     """The file is not a SoundFont 2 bank, or lacks what was asked; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Where one recording lies in the bank (frames), its loop, rate (Hz), root key and fine tuning (cents)."""
+    """Where one recording lies in the bank (frames), its loop, rate (Hz), root key and fine tuning
+    (cents).
+    """
 
     start: int
     end: int
@@ -77,7 +84,7 @@ class SoundFont:
                 raw.seek(chunks[name][0])
                 table[name] = raw.read(chunks[name][1])
         self.samples = [
-            Sample(*row[1:6], root=row[6] if row[6] < 128 else 60, cents=row[7])
+            Sample(*row[1:6], row[6] if row[6] < 128 else 60, row[7])
             for row in struct.iter_unpack("<20s5IBbHH", table["shdr"])
         ]
         instruments = [row[1] for row in struct.iter_unpack("<20sH", table["inst"])]
@@ -110,7 +117,9 @@ class SoundFont:
 
     @staticmethod
     def _zones(starts: list[int], bags: bytes, gens: bytes, last: int) -> list[list[_Zone]]:
-        """Zones of every owner; the zone without a `last` generator at its head is global and fills in the others."""
+        """Zones of every owner; the zone without a `last` generator at its head is global and fills
+        in the others.
+        """
         first = [row[0] for row in struct.iter_unpack("<HH", bags)]
         rows = list(struct.iter_unpack("<Hh", gens))
         owners = []
@@ -132,9 +141,11 @@ class SoundFont:
     def note(
         self, program: int, key: int, velocity: int, held: float, seconds: float, bank: int = 0
     ) -> np.ndarray:
-        """One note as float32 [seconds · 16000]: key 0..127 (60 = middle C) struck at `velocity`, let go after `held` s.
+        """One note as float32 [seconds · 16000]: key 0..127 (60 = middle C) struck at `velocity`,
+        let go after `held` s.
 
-        Full scale is that of the recordings; the caller sets the level. `SoundFontError` if nothing sounds.
+        Full scale is that of the recordings; the caller sets the level. `SoundFontError` if nothing
+        sounds.
         """
         zones = self._presets.get((bank, program))
         if zones is None:
@@ -197,7 +208,9 @@ def _range(amount: int | None) -> tuple[int, int]:
 
 
 def _interpolate(wave: np.ndarray, where_T: np.ndarray) -> np.ndarray:
-    """Values of 16-bit `wave` at fractional frames, as −1..1, by the cubic through four neighbours (Catmull-Rom)."""
+    """Values of 16-bit `wave` at fractional frames, as −1..1, by the cubic through four neighbours
+    (Catmull-Rom).
+    """
     base = np.floor(where_T).astype(np.int64)
     t = where_T - base
     a, b, c, d = (
@@ -212,7 +225,9 @@ def _interpolate(wave: np.ndarray, where_T: np.ndarray) -> np.ndarray:
 def _envelope(
     n: int, held: float, delay: int, attack: int, hold: int, decay: int, sustain: int, release: int
 ) -> np.ndarray:
-    """Volume envelope [n] at 48 kHz (times in timecents, `sustain` in centibels): linear attack, decay and release in dB."""
+    """Volume envelope [n] at 48 kHz (times in timecents, `sustain` in centibels): linear attack,
+    decay and release in dB.
+    """
     t = np.arange(n) / RENDER_RATE
     d, a, h, fall, out = (
         2.0 ** (max(cents, -12000) / 1200) for cents in (delay, attack, hold, decay, release)

@@ -76,9 +76,13 @@ def _make() -> Iterator[Item]:
             wave = render(text, engine, voice)
             if wave.size > LONGEST * RATE:
                 continue
-            meta = {"source": NAME, "split": split, "engine": engine, "voice": label, "kind": kind}
+            meta = {"split": split, "engine": engine, "voice": label, "kind": kind}
             yield Item(
-                key=f"{split}/{kind}/{text}/{copy}", concept=text, text=text, audio=wave, meta=meta
+                key=f"{NAME}/{split}/{kind}/{text}/{copy}",
+                concept=text,
+                text=text,
+                audio=wave,
+                meta=meta,
             )
 
 
