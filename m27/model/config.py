@@ -196,89 +196,87 @@ NANO_VOCAB = 73_856
 # Text ids of Qwen3 (151,643 and 26 specials, padded) and the same 24,704 ids behind them.
 _QWEN_VOCAB = 151_936 + 24_704
 
+# fmt: off
 SIZES: dict[str, Config] = {
     # For tests: every mechanism, nothing to wait for.
     "tiny": Config(
-        "llama",
-        vocab_size=512,
-        dim=64,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=16,
-        ffn_dim=128,
-        tied=True,
-        max_len=512,
+        "llama", vocab_size=512, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16,
+        ffn_dim=128, tied=True, max_len=512,
     ),
     # SmolLM2-135M with the longer vocabulary: the shipped model.
     "nano": Config(
-        "llama",
-        vocab_size=NANO_VOCAB,
-        dim=576,
-        n_layers=30,
-        n_heads=9,
-        n_kv_heads=3,
-        head_dim=64,
-        ffn_dim=1536,
-        rope_theta=100_000.0,
-        tied=True,
-        max_len=8192,
-        bos_id=1,
-        eos_id=2,
-        pad_id=2,
+        "llama", vocab_size=NANO_VOCAB, dim=576, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64,
+        ffn_dim=1536, rope_theta=100_000.0, tied=True, max_len=8192, bos_id=1, eos_id=2, pad_id=2,
     ),
     # SmolLM2-1.7B.
     "1b7": Config(
-        "llama",
-        vocab_size=NANO_VOCAB,
-        dim=2048,
-        n_layers=24,
-        n_heads=32,
-        n_kv_heads=32,
-        head_dim=64,
-        ffn_dim=8192,
-        rope_theta=130_000.0,
-        tied=True,
-        max_len=8192,
-        bos_id=1,
-        eos_id=2,
-        pad_id=2,
+        "llama", vocab_size=NANO_VOCAB, dim=2048, n_layers=24, n_heads=32, n_kv_heads=32,
+        head_dim=64, ffn_dim=8192, rope_theta=130_000.0, tied=True, max_len=8192, bos_id=1,
+        eos_id=2, pad_id=2,
     ),
     # Qwen3-8B, a little shallower so that the longer vocabulary keeps it within 6.5 to 8 B.
     "7b": Config(
-        "qwen3",
-        vocab_size=_QWEN_VOCAB,
-        dim=4096,
-        n_layers=32,
-        n_heads=32,
-        n_kv_heads=8,
-        head_dim=128,
-        ffn_dim=12_288,
-        rope_theta=1_000_000.0,
-        norm_eps=1e-6,
-        max_len=40_960,
-        bos_id=151_643,
-        eos_id=151_645,
-        pad_id=151_643,
+        "qwen3", vocab_size=_QWEN_VOCAB, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8,
+        head_dim=128, ffn_dim=12_288, rope_theta=1_000_000.0, norm_eps=1e-6, max_len=40_960,
+        bos_id=151_643, eos_id=151_645, pad_id=151_643,
     ),
     # Qwen3-30B-A3B.
     "moe": Config(
-        "qwen3_moe",
-        vocab_size=_QWEN_VOCAB,
-        dim=2048,
-        n_layers=48,
-        n_heads=32,
-        n_kv_heads=4,
-        head_dim=128,
-        ffn_dim=6144,
-        rope_theta=1_000_000.0,
-        norm_eps=1e-6,
-        max_len=40_960,
-        n_experts=128,
-        top_k=8,
-        expert_dim=768,
-        bos_id=151_643,
-        eos_id=151_645,
-        pad_id=151_643,
+        "qwen3_moe", vocab_size=_QWEN_VOCAB, dim=2048, n_layers=48, n_heads=32, n_kv_heads=4,
+        head_dim=128, ffn_dim=6144, rope_theta=1_000_000.0, norm_eps=1e-6, max_len=40_960,
+        n_experts=128, top_k=8, expert_dim=768, bos_id=151_643, eos_id=151_645, pad_id=151_643,
     ),
 }
+# fmt: on
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """One row of `m27 sizes`: counts of parameters, and bytes.
+
+    `int8` and `int4` are blocks of 32 values with a float16 scale, and for 4 bits a float16 minimum
+    too (8.5 and 5 bits a value: Q8_0 and Q4_1 of ggml); norms stay in bfloat16. `cache_per_token`
+    is keys and values in bfloat16. `training` is full training with AdamW in mixed precision,
+    without activations: weights and gradients in bfloat16, master weights and two moments in
+    float32.
+    """
+
+    name: str
+    family: Family
+    parameters: int
+    active_parameters: int
+    bf16: int
+    int8: int
+    int4: int
+    cache_per_token: int
+    training: int
+
+
+def size_row(name: str, config: Config) -> SizeRow:
+    """Count one configuration by its formula; a test holds this to the built decoder."""
+    c = config
+    heads = (2 * c.n_heads + 2 * c.n_kv_heads) * c.head_dim * c.dim
+    norms = 2 * c.dim + (2 * c.head_dim if c.qk_norm else 0)
+    router = c.n_experts * c.dim
+    expert = 3 * c.dim * (c.expert_dim if c.n_experts else c.ffn_dim)
+    rows = c.vocab_size * c.dim * (1 if c.tied else 2)
+    shared = c.n_layers * (heads + router) + rows
+    matrices = shared + c.n_layers * expert * max(c.n_experts, 1)
+    vectors = c.n_layers * norms + c.dim
+    total = matrices + vectors
+    return SizeRow(
+        name=name,
+        family=c.family,
+        parameters=total,
+        active_parameters=shared + c.n_layers * expert * max(c.top_k, 1) + vectors,
+        bf16=2 * total,
+        int8=matrices * 34 // 32 + 2 * vectors,
+        int4=matrices * 20 // 32 + 2 * vectors,
+        cache_per_token=c.n_layers * 2 * c.n_kv_heads * c.head_dim * 2,
+        training=16 * total,
+    )
+
+
+def size_table() -> list[SizeRow]:
+    """A row for each of `SIZES`, in that order."""
+    return [size_row(name, config) for name, config in SIZES.items()]

@@ -1,0 +1,251 @@
+"""Weights in and out: the stock Hugging Face layout, the shipped layout, and changes of shape.
+
+`save` writes what transformers, vLLM and llama.cpp open with no code of ours; `load` reads that,
+and the shipped layout of `packed`, and nothing that could run code (safetensors only). It knows
+files and names; training state is not its matter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from m27.model.config import Config, ConfigError
+from m27.model.decoder import Decoder
+from m27.model.packed import (
+    CheckpointError,
+    is_packed,
+    read_base,
+    read_json,
+    read_packed,
+    read_tensors,
+    save_packed,
+    write_json,
+    write_tensors,
+)
+
+__all__ = [
+    "CheckpointError",
+    "assemble",
+    "extend_vocabulary",
+    "load",
+    "read_base",
+    "save",
+    "save_packed",
+    "upcycle",
+]
+
+_INDEX = "model.safetensors.index.json"
+_EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def save(
+    model: Decoder,
+    directory: Path | str,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a stock checkpoint: config.json and model.safetensors, in shards where it is longer.
+
+    `dtype` (float32, bfloat16, float16) is that of the file; by default the model's own.
+    Raises `CheckpointError` for another dtype. Each file is put in place when it is whole.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = dtype or model.output_weight.dtype
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"dtype {dtype}: only {', '.join(_DTYPES.values())} are written")
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for name, tensor in _hf_tensors(model):
+        size = tensor.numel() * dtype.itemsize
+        if size > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        room -= size
+        shards[-1][name] = tensor
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    for name, shard in zip(names, shards, strict=True):
+        narrow = {key: tensor.to(dtype) for key, tensor in shard.items()}
+        write_tensors(directory / name, narrow, {"format": "pt"})
+    if len(shards) > 1:
+        total = sum(t.numel() for shard in shards for t in shard.values()) * dtype.itemsize
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        write_json(
+            directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+    else:
+        (directory / _INDEX).unlink(missing_ok=True)
+    write_json(directory / "config.json", model.config.to_hf() | {"torch_dtype": _DTYPES[dtype]})
+
+
+def load(
+    directory: Path | str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Decoder:
+    """Read a stock checkpoint or the shipped layout into a plain decoder, in evaluation mode.
+
+    Raises `CheckpointError` naming the file or tensor that is missing, broken, surplus or of
+    another shape, and `ConfigError` for an architecture that is not implemented.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such folder")
+    if is_packed(directory):
+        config, state = read_packed(directory)
+        return assemble(config, state, dtype, device)
+    config = Config.from_hf(read_json(directory / "config.json"))
+    state = {}
+    for path in _files(directory):
+        state.update(read_tensors(path)[0])
+    return assemble(config, state, dtype, device, where=str(directory))
+
+
+def assemble(
+    config: Config,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    where: str = "state",
+) -> Decoder:
+    """A decoder of `config` from tensors under Hugging Face names, in evaluation mode.
+
+    Raises `CheckpointError`, beginning with `where`, for missing, surplus or misshapen tensors.
+    """
+    with torch.device("meta"):
+        model = Decoder(config)
+    stacked = _stack_experts(config, state, where)
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | stacked.keys()):
+        if name not in stacked:
+            raise CheckpointError(f"{where}: {name} is missing")
+        if name not in wanted:
+            raise CheckpointError(f"{where}: {name} has no place in a {config.family} model")
+        if stacked[name].shape != wanted[name].shape:
+            found, want = list(stacked[name].shape), list(wanted[name].shape)
+            raise CheckpointError(f"{where}: {name} is {found}, config.json asks for {want}")
+    moved = {name: tensor.to(device, dtype) for name, tensor in stacked.items()}
+    model.load_state_dict(moved, assign=True)
+    return model.eval()
+
+
+@torch.no_grad()
+def extend_vocabulary(model: Decoder, size: int) -> Decoder:
+    """A decoder with `size` rows in the vocabulary, the first ones as they were.
+
+    New rows are the mean row with a tenth of the rows' spread, so that no new id stands out. All
+    other weights are shared with `model`. Raises `ConfigError` when `size` is below the present
+    vocabulary.
+    """
+    old = model.config.vocab_size
+    if size < old:
+        raise ConfigError(f"vocab_size: {size} is below the present {old}")
+    state = dict(model.state_dict())
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in state:
+            rows = state[name]
+            noise = torch.randn(size - old, rows.shape[1], dtype=rows.dtype, device=rows.device)
+            state[name] = torch.cat((rows, rows.mean(0) + 0.1 * rows.std(0) * noise))
+    return _rebuilt(replace(model.config, vocab_size=size), state, model)
+
+
+@torch.no_grad()
+def upcycle(dense: Decoder, config: Config) -> Decoder:
+    """A Qwen3-MoE decoder that starts as the Qwen3 decoder `dense`, each expert a copy of its MLP.
+
+    The router is drawn at random and its weights sum to one, so logits are those of `dense` at
+    first; training then tells the experts apart (sparse upcycling, Komatsuzaki et al. 2023). All
+    other weights are shared. Raises `ConfigError` when the shapes of the two do not agree.
+    """
+    agreed = replace(
+        dense.config, family="qwen3_moe", n_experts=config.n_experts, top_k=config.top_k,
+        expert_dim=dense.config.ffn_dim, norm_topk=True,
+    )  # fmt: skip
+    if dense.config.family != "qwen3" or replace(config, ffn_dim=agreed.ffn_dim) != agreed:
+        raise ConfigError(f"upcycle: {config} does not follow from {dense.config}")
+    state: dict[str, Tensor] = {}
+    for name, tensor in dense.state_dict().items():
+        stem, _, part = name.partition(".mlp.")
+        if part in ("gate_proj.weight", "up_proj.weight", "down_proj.weight"):
+            for expert in range(config.n_experts):
+                state[f"{stem}.mlp.experts.{expert}.{part}"] = tensor
+            router = torch.empty(config.n_experts, config.dim, dtype=tensor.dtype)
+            state[f"{stem}.mlp.gate.weight"] = nn.init.normal_(router, std=0.02).to(tensor.device)
+        else:
+            state[name] = tensor
+    return _rebuilt(config, state, dense)
+
+
+def _rebuilt(config: Config, state: Mapping[str, Tensor], like: Decoder) -> Decoder:
+    weight = like.output_weight
+    model = assemble(config, state, weight.dtype, weight.device)
+    model.recompute = like.recompute
+    return model.train(like.training)
+
+
+def _hf_tensors(model: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor under its name on disk, where experts stand one by one."""
+    for name, tensor in model.state_dict().items():
+        stem, _, kind = name.rpartition(".")
+        if not stem.endswith(".mlp.experts"):
+            yield name, tensor
+        elif kind == "down_proj":
+            for expert, down in enumerate(tensor):
+                yield f"{stem}.{expert}.down_proj.weight", down
+        else:
+            for expert, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                yield f"{stem}.{expert}.gate_proj.weight", gate
+                yield f"{stem}.{expert}.up_proj.weight", up
+
+
+def _stack_experts(config: Config, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors of a file under the names of the module: experts stacked, nothing redundant."""
+    out: dict[str, Tensor] = {}
+    found: dict[str, dict[tuple[int, str], Tensor]] = {}
+    for name, tensor in state.items():
+        match = _EXPERT.fullmatch(name)
+        if match:
+            found.setdefault(match[1], {})[int(match[2]), match[3]] = tensor
+        elif not (name == "lm_head.weight" and config.tied) and "rotary_emb" not in name:
+            out[name] = tensor
+    for stem, parts in found.items():
+        try:
+            both = [torch.cat((parts[e, "gate"], parts[e, "up"])) for e in range(config.n_experts)]
+            downs = [parts[e, "down"] for e in range(config.n_experts)]
+        except KeyError as error:
+            expert, kind = error.args[0]
+            raise CheckpointError(
+                f"{where}: {stem}.{expert}.{kind}_proj.weight is missing"
+            ) from None
+        out[f"{stem}.gate_up_proj"], out[f"{stem}.down_proj"] = (
+            torch.stack(both),
+            torch.stack(downs),
+        )
+    return out
+
+
+def _files(directory: Path) -> list[Path]:
+    """The weight files of a stock checkpoint."""
+    index = directory / _INDEX
+    if (directory / "model.safetensors").is_file():
+        return [directory / "model.safetensors"]
+    if not index.is_file():
+        raise CheckpointError(f"{directory}: no model.safetensors (pickled weights are not read)")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index}: weight_map is missing")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
+    return [directory / name for name in names]
