@@ -22,8 +22,8 @@ SOURCES = {
 }
 OPTIONS = {"text": ("loss",), "image": ("loss", "size", "letterbox"), "audio": ("loss",)}
 
-# Jinja, for any engine that opens the checkpoint. It renders to a string that the engine then parses,
-# so unlike ours it cannot tell a typed control token from a real one.
+# Jinja, for any engine that opens the checkpoint. It renders to one string, which the engine then
+# parses: unlike `segments`, it cannot tell a typed control token from a real one.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
