@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from m27.model.config import Config
 from m27.model.layers import RMSNorm, rotate
 
+# Up to this many tokens the CPU kernel, forward and backward, is two to three times faster in float32
+# than in bfloat16; from 512 on it is not.
+_SHORT = 256
+
 
 class CacheError(ValueError):
     """A use of the cache that it cannot serve; the message says which length or shape."""
@@ -191,13 +195,17 @@ class Attention(nn.Module):
             )
         rows = []
         for row, spans in enumerate(layout.spans):
-            q1, k1, v1 = q[row : row + 1], k[row : row + 1], v[row : row + 1]
             parts = [
-                F.scaled_dot_product_attention(
-                    q1[:, :, start:end], k1[:, :, start:end], v1[:, :, start:end],
-                    is_causal=True, enable_gqa=self.grouped,
-                )
+                self._document(*(x[row : row + 1, :, start:end] for x in (q, k, v)))
                 for start, end in spans
-            ]  # fmt: skip
+            ]
             rows.append(torch.cat(parts, dim=2))
         return torch.cat(rows)
+
+    def _document(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention within one document [1, N or K, T, H] of a packed row."""
+        dtype = q.dtype
+        if dtype == torch.bfloat16 and q.shape[2] <= _SHORT:
+            q, k, v = q.float(), k.float(), v.float()
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)
+        return y.to(dtype)

@@ -23,7 +23,8 @@ def stock(directory: Path) -> torch.nn.Module:
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, output_loading_info=True
     )
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    assert not info["missing_keys"], info
+    assert not info["unexpected_keys"], info
     return model.eval()
 
 
