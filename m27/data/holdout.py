@@ -39,7 +39,7 @@ RATE: dict[str, float] = {
     "samples": 40 / 165,
 }
 
-_NEAR = Path(__file__).with_name("near_duplicates.txt")
+NEAR_DUPLICATES = Path(__file__).with_name("near_duplicates.txt")
 _ARTICLE = re.compile(r"^(a|an|the|some)\s+")
 _NOT_WORD = re.compile(r"[^\w]+|_+")
 
@@ -78,7 +78,7 @@ def content_hash(data: bytes) -> str:
 @cache
 def near_duplicates() -> frozenset[str]:
     """Content hashes of training pictures that look like a held-out one."""
-    if not _NEAR.exists():
+    if not NEAR_DUPLICATES.exists():
         return frozenset()
-    lines = _NEAR.read_text().splitlines()
+    lines = NEAR_DUPLICATES.read_text().splitlines()
     return frozenset(line.split()[0] for line in lines if line and not line.startswith("#"))

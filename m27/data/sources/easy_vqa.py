@@ -6,11 +6,21 @@ Victor Zhou: "easy-VQA" (2019), PyPI package easy-vqa.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
+from m27.data import messages as say
 from m27.data import registry
-from m27.data.sources.base import Item, SourceError
+from m27.data.prompts import ask
+from m27.data.sources.base import (
+    Document,
+    Item,
+    Side,
+    SourceError,
+    of_split,
+    with_article,
+)
 
 NAME = "easy_vqa"
 LICENCE = "MIT"
@@ -65,3 +75,39 @@ def _told(pairs: list[tuple[str, str]], words: tuple[str, ...]) -> str:
             if answer == ("no" if " not " in question else "yes"):
                 return named[0]
     return ""
+
+
+def documents(split: Side, seed: int) -> Iterator[Document]:
+    """vqa and draw.
+
+    Train: a picture with up to four of its questions in turn (a picture costs more tokens than
+    they do), those with a name or color for an answer first; every fourth picture also to draw.
+    Test: one document a question.
+    """
+    for number, item in enumerate(say.shuffled(of_split(items(), split), seed)):
+        shown = say.picture(item)
+        pairs: list[tuple[str, str]] = item.meta["questions"]
+        if split == "test":
+            for index, (question, answer) in enumerate(pairs):
+                asked = [shown, say.words(ask("vqa", None, text=question))]
+                messages = say.turn(asked, [say.words(answer)])
+                yield say.document(f"{item.key}/{index}", "vqa", NAME, messages)
+        else:
+            messages = []
+            for question, answer in _choose(pairs, random.Random(f"{seed}:{item.key}")):
+                asked = [say.words(ask("vqa", None, text=question))]
+                messages += say.turn(asked if messages else [shown, *asked], [say.words(answer)])
+            yield say.document(item.key, "vqa", NAME, messages)
+        if number % 4 == 0 and " " in item.text:
+            rng = say.phrasing(split, seed, item.key)
+            wish = say.words(ask("draw", rng, text=with_article(item.text)))
+            yield say.document(item.key, "draw", NAME, say.turn([wish], [shown]))
+
+
+def _choose(pairs: list[tuple[str, str]], rng: random.Random) -> list[tuple[str, str]]:
+    """At most two open questions, one with yes and one with no for an answer, in random order."""
+    pairs = rng.sample(pairs, len(pairs))
+    chosen = [pair for pair in pairs if pair[1] not in ("yes", "no")][:2]
+    for answer in ("yes", "no"):
+        chosen += [pair for pair in pairs if pair[1] == answer][:1]
+    return rng.sample(chosen, len(chosen))

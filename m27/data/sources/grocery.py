@@ -7,8 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from m27.data import messages as say
+from m27.data.prompts import ask
 from m27.data.sources import parquet
-from m27.data.sources.base import Item, shared_file
+from m27.data.sources.base import (
+    Document,
+    Item,
+    Side,
+    of_split,
+    shared_file,
+)
 
 NAME = "grocery"
 LICENCE = "MIT"
@@ -30,3 +38,11 @@ def _words(label: str) -> str:
     """'Golden-Delicious' → 'golden delicious'; the two plural kinds become singular."""
     words = label.replace("-", " ").lower()
     return {"carrots": "carrot", "satsumas": "satsuma"}.get(words, words)
+
+
+def documents(split: Side, seed: int) -> Iterator[Document]:
+    """name_picture for every photograph, answered by the kind of product ("apple")."""
+    for item in say.shuffled(of_split(items(), split), seed):
+        question = say.words(ask("name_picture", say.phrasing(split, seed, item.key)))
+        messages = say.turn([say.picture(item), question], [say.words(item.text)])
+        yield say.document(item.key, "name_picture", NAME, messages)

@@ -15,13 +15,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m27.data import holdout, registry
+from m27.data import messages as say
 from m27.data.progress import track
-from m27.data.sources.base import Item, SourceError
+from m27.data.prompts import ask
+from m27.data.sources.base import (
+    Document,
+    Item,
+    Side,
+    SourceError,
+    of_split,
+    with_article,
+)
 
 NAME = "openclipart"
 LICENCE = "Public Domain"
 ORIGIN = "Debian openclipart-png and openclipart-svg 1:0.18+dfsg-19"
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
+_MAX_PIXELS = 9_000_000  # a dozen posters are larger, and slow everything down
 
 _TITLE = re.compile(r"<dc:title[^>]*>(.*?)</dc:title>", re.S)
 _CREATOR = re.compile(r"<dc:creator[^>]*>.*?<dc:title[^>]*>(.*?)</dc:title>", re.S)
@@ -62,6 +72,8 @@ def index() -> dict[str, dict[str, str]]:
     for name in track(names, "reading clip-art titles", len(names)):
         if name.parts[:2] == ("shapes", "stars") and hash_of(name.name) % 30:
             continue
+        if _pixels(pictures / f"{name}.png") > _MAX_PIXELS:
+            continue
         entry = _entry(name, drawings / name.parent / f"{name.name}.svg", words)
         if entry is not None:
             found[name.as_posix()] = entry
@@ -69,6 +81,13 @@ def index() -> dict[str, dict[str, str]]:
     temporary.write_text(json.dumps(found, indent=0))
     os.replace(temporary, path)
     return found
+
+
+def _pixels(path: Path) -> int:
+    """Width times height as a PNG's header states them; 0 where there is no header."""
+    with path.open("rb") as file:
+        head = file.read(24)
+    return int.from_bytes(head[16:20]) * int.from_bytes(head[20:24]) if len(head) == 24 else 0
 
 
 def hash_of(name: str) -> int:
@@ -94,7 +113,7 @@ def _entry(name: Path, drawing: Path, words: frozenset[str]) -> dict[str, str] |
 def clean_title(title: str, creator: str, folder: str, words: frozenset[str]) -> str:
     """A title in the house style, or "" where it is no English name of what is shown.
 
-    >>> clean_title("Clipart by Ann Lee - red_fox_01", "Ann Lee", "animals", frozenset({"red", "fox"}))
+    >>> clean_title("Clipart by Ann - red_fox_01", "Ann", "animals", frozenset({"red", "fox"}))
     'red fox'
     """
     name = html.unescape(title).strip()
@@ -130,3 +149,22 @@ def english_words() -> frozenset[str]:
         for word in re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower()):
             counts[word] = counts.get(word, 0) + 1
     return frozenset(counts)
+
+
+def documents(split: Side, seed: int) -> Iterator[Document]:
+    """caption_picture and draw for every picture with a title; no title more than five times."""
+    times: dict[str, int] = {}
+    for item in say.shuffled(of_split(items(), split), seed):
+        times[item.text] = times.get(item.text, 0) + 1
+        if not item.text or times[item.text] > 5 or "semaphore" in item.text:
+            continue
+        rng = say.phrasing(split, seed, item.key)
+        shown = say.picture(item)
+        question = say.words(ask("caption_picture", rng))
+        messages = say.turn([shown, question], [say.words(item.text)])
+        yield say.document(item.key, "caption_picture", NAME, messages)
+        named = with_article(item.text)
+        if rng is not None and rng.random() < 0.5:
+            named = f"clip art of {named}"
+        wish = say.words(ask("draw", rng, text=named))
+        yield say.document(item.key, "draw", NAME, say.turn([wish], [shown]))

@@ -6,6 +6,7 @@ caption, 40 sounds by caption, and every spoken caption.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m27.data import holdout, registry
-from m27.data.sources.base import Item, Side, SourceError, plain
+from m27.data import messages as say
+from m27.data.prompts import ask
+from m27.data.sources.base import (
+    Document,
+    Item,
+    Side,
+    SourceError,
+    of_split,
+    plain,
+    with_article,
+)
 
 NAME = "stamps"
 LICENCE = "GPL-2 in part: train, do not ship the files"
@@ -63,7 +74,8 @@ def spoken() -> Iterator[Item]:
 def caption(path: Path) -> str:
     """The English caption of a stamp in the house style: 'A dog.' → 'dog'."""
     first = path.with_suffix(".txt").read_text("utf-8", errors="replace").split("\n", 1)[0]
-    return plain(first.strip().rstrip("!"))
+    sentence = re.split(r"[.!?—(;](?:\s|$)|—", first.strip(), maxsplit=1)[0]
+    return plain(re.split(r",? (?:also|sometimes) (?:called|known)|, which", sentence)[0])
 
 
 def load_sound(path: Path, seconds: float = MAX_SECONDS) -> NDArray[np.float32]:
@@ -111,3 +123,17 @@ def _beside(path: Path, tail: str) -> Path | None:
         if other.exists():
             return other
     return None
+
+
+def documents(split: Side, seed: int) -> Iterator[Document]:
+    """caption_picture and draw for every stamp whose caption is short (up to six words)."""
+    for item in say.shuffled(of_split(items(), split), seed):
+        if len(item.text.split()) > 6:
+            continue
+        rng = say.phrasing(split, seed, item.key)
+        shown = say.picture(item)
+        question = say.words(ask("caption_picture", rng))
+        messages = say.turn([shown, question], [say.words(item.text)])
+        yield say.document(item.key, "caption_picture", NAME, messages)
+        wish = say.words(ask("draw", rng, text=with_article(item.text)))
+        yield say.document(item.key, "draw", NAME, say.turn([wish], [shown]))

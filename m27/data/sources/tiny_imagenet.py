@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from m27.data import messages as say
+from m27.data.prompts import ask
 from m27.data.sources import parquet
-from m27.data.sources.base import Item, shared_file
+from m27.data.sources.base import (
+    Document,
+    Item,
+    Side,
+    of_split,
+    shared_file,
+    with_article,
+)
 
 NAME = "tiny_imagenet"
 LICENCE = "ImageNet terms: non-commercial research; train, do not ship"
@@ -20,3 +29,18 @@ def items() -> Iterator[Item]:
             name = row["name"].lower()
             meta = {"split": side, "box": row["box"]}
             yield Item(f"{NAME}/{side}/{number:05d}", name, name, row["image"], meta=meta)
+
+
+def documents(split: Side, seed: int) -> Iterator[Document]:
+    """name_picture for every photograph, answered by the bare name; draw for every fourth."""
+    for number, item in enumerate(say.shuffled(of_split(items(), split), seed)):
+        rng = say.phrasing(split, seed, item.key)
+        photograph = say.picture(item)
+        question = say.words(ask("name_picture", rng))
+        answer = say.words(item.text)
+        yield say.document(
+            item.key, "name_picture", NAME, say.turn([photograph, question], [answer])
+        )
+        if number % 4 == 0:
+            wish = say.words(ask("draw", rng, text=f"a photo of {with_article(item.text)}"))
+            yield say.document(item.key, "draw", NAME, say.turn([wish], [photograph]))
