@@ -108,7 +108,8 @@ class Codecs:
         codec = self.image
         if codec is None:
             raise CodecsError("no image codec is loaded to turn a picture into codes")
-        pixels_3HW = torch.from_numpy(np.ascontiguousarray(rgb_HW3)).permute(2, 0, 1)
+        # A copy: the array may be read-only, as those that Pillow lends are.
+        pixels_3HW = torch.from_numpy(np.array(rgb_HW3)).permute(2, 0, 1)
         pixels_B3HW = (pixels_3HW[None].float() / 255.0).to(_device(codec))
         with torch.inference_mode():
             return np.asarray(codec.encode(pixels_B3HW)[0].cpu().numpy(), dtype=np.int64)
@@ -128,7 +129,7 @@ class Codecs:
         codec = self.audio
         if codec is None:
             raise CodecsError("no audio codec is loaded to turn a sound into codes")
-        wave_BT = torch.from_numpy(np.ascontiguousarray(samples_T))[None].to(_device(codec))
+        wave_BT = torch.from_numpy(np.array(samples_T))[None].to(_device(codec))
         with torch.inference_mode():
             return np.asarray(codec.encode(wave_BT)[0].cpu().numpy(), dtype=np.int64)
 

@@ -135,7 +135,7 @@ def check_part(part: Any, where: str) -> Part:
     if not isinstance(part, Mapping):
         raise MessageError(f"{where}: must be an object with a type")
     kind = part.get("type")
-    if kind not in SOURCES:
+    if not isinstance(kind, str) or kind not in SOURCES:
         raise MessageError(f"{where}: type must be text, image or audio, not {kind!r}")
     unknown = set(part) - {"type", *SOURCES[kind], *OPTIONS[kind]}
     if unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def test_shipped_tokenization_equals_a_plain_bpe(real_folder: Path, real: Proces
             for word in split.findall(run):
                 pieces = [letters[byte] for byte in word.encode()]
                 while True:
-                    pairs = list(zip(pieces, pieces[1:], strict=False))
+                    pairs = list(pairwise(pieces))
                     best = min(pairs, key=lambda p: ranks.get(p, 1 << 30), default=None)
                     if best is None or best not in ranks:
                         break
