@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from m27.model.config import Config
 from m27.model.layers import RMSNorm, rotate
 
-# Up to this many tokens the CPU kernel, forward and backward, is two to three times faster in float32
+# Up to this many tokens the CPU kernel, with its backward, is two to three times faster in float32
 # than in bfloat16; from 512 on it is not.
 _SHORT = 256
 
