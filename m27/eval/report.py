@@ -60,7 +60,8 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """A flat dict of plain values, `origin` merged in; `weights` is the weights' revision."""
         fields = asdict(self)
-        return {**fields, **fields.pop("origin")}
+        origin: dict[str, Any] = fields.pop("origin")
+        return fields | origin
 
 
 def table(rows: Sequence[Row]) -> str:

