@@ -98,8 +98,8 @@ def save_packed(
 
     `base` (what `GGUF.tensors` gives) is written once; leave it out to keep the file that is there.
     `extra` is put into m27.json beside what it already holds. Files of other rooms are left alone.
-    Raises `CheckpointError` when there is no base, or when base and trained part do not make up a
-    model of `config`.
+    Raises `CheckpointError` when there is no base; whether base and trained part make up a model of
+    `config` is seen by `read_packed`.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
