@@ -1,0 +1,36 @@
+"""The names of everything that yields documents, and a way to get at one by name.
+
+Modules are imported when asked for, so one that needs an extra package does not stop the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+
+from m27.data.sources.base import Document, Side
+
+Documents = Callable[[Side, int], Iterator[Document]]
+
+# name → module with `documents(split, seed)`.
+PICTURES: dict[str, str] = {
+    "cifar10": "m27.data.sources.cifar10",
+    "tiny_imagenet": "m27.data.sources.tiny_imagenet",
+    "grocery": "m27.data.sources.grocery",
+    "nlvr": "m27.data.sources.nlvr",
+    "easy_vqa": "m27.data.sources.easy_vqa",
+    "emoji": "m27.data.sources.emoji",
+    "stamps": "m27.data.sources.stamps",
+    "openclipart": "m27.data.sources.openclipart",
+    "books": "m27.data.makers.books",
+    "scenes": "m27.data.makers.scenes",
+    "triples": "m27.data.makers.triples",
+}
+
+
+def documents(name: str) -> Documents:
+    """The document maker called `name`; KeyError naming the known ones where there is none."""
+    if name not in PICTURES:
+        raise KeyError(f"no documents called {name!r}; there are: {', '.join(PICTURES)}")
+    made: Documents = importlib.import_module(PICTURES[name]).documents
+    return made
