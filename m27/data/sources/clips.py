@@ -11,29 +11,32 @@ Shapes: T samples of one clip.
 import hashlib
 import json
 import os
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from m27.data.progress import track
 from m27.data.registry import cache_folder
-from m27.data.sources.base import Item, SourceError
+from m27.data.sources.base import Item, Side, SourceError
 
+Samples = NDArray[np.float32]
 RATE = 16_000
 """Samples a second of every clip in this project."""
 
 
-def level(samples_T: np.ndarray, rms: float = 0.1, peak: float = 0.9) -> np.ndarray:
+def level(samples_T: Samples, rms: float = 0.1, peak: float = 0.9) -> Samples:
     """The clip without offset, at one loudness: `rms` over its louder half, peaks kept under
     `peak`. Silence stays silence.
     """
     wave = np.asarray(samples_T, dtype=np.float32)
     if wave.size == 0:
         return wave
-    wave = wave - wave.mean(dtype=np.float64).astype(np.float32)
+    wave = wave - np.float32(wave.mean(dtype=np.float64))
     frames = wave[: wave.size // 160 * 160].reshape(-1, 160) if wave.size >= 160 else wave[None]
     power = np.sort((frames.astype(np.float64) ** 2).mean(axis=1))
     loud = float(np.sqrt(power[power.size // 2 :].mean()))
@@ -43,7 +46,7 @@ def level(samples_T: np.ndarray, rms: float = 0.1, peak: float = 0.9) -> np.ndar
     return (wave * min(rms / loud, peak / top)).astype(np.float32)
 
 
-def trim(samples_T: np.ndarray, floor: float = 0.03, margin: float = 0.05) -> np.ndarray:
+def trim(samples_T: Samples, floor: float = 0.03, margin: float = 0.05) -> Samples:
     """Cut silence (10 ms frames under `floor` of the loudest frame) from both ends, leaving
     `margin` seconds.
     """
@@ -57,7 +60,7 @@ def trim(samples_T: np.ndarray, floor: float = 0.03, margin: float = 0.05) -> np
     return wave[max(0, first - pad) : min(wave.size, last + pad)]
 
 
-def fade(samples_T: np.ndarray, seconds: float = 0.01) -> np.ndarray:
+def fade(samples_T: Samples, seconds: float = 0.01) -> Samples:
     """Copy with both ends faded over `seconds`, so that a cut makes no click."""
     wave = np.array(samples_T, dtype=np.float32)
     n = min(int(seconds * RATE), wave.size // 2)
@@ -68,7 +71,7 @@ def fade(samples_T: np.ndarray, seconds: float = 0.01) -> np.ndarray:
     return wave
 
 
-def loudest(samples_T: np.ndarray, seconds: float) -> np.ndarray:
+def loudest(samples_T: Samples, seconds: float) -> Samples:
     """The window of at most `seconds` that holds the most energy, faded at its ends; shorter clips
     come back whole.
     """
@@ -80,6 +83,25 @@ def loudest(samples_T: np.ndarray, seconds: float) -> np.ndarray:
     starts = np.arange(0, wave.size - n + 1, 400)
     start = int(starts[np.argmax(total[starts + n] - total[starts])])
     return fade(wave[start : start + n])
+
+
+def on_side(items: Iterable[Item], side: Side) -> Iterator[Item]:
+    """Items of one side. Every source of sound names the side itself, in `meta["split"]`."""
+    return (item for item in items if item.meta["split"] == side)
+
+
+def some_window(samples_T: Samples, seconds: float, rng: random.Random) -> Samples:
+    """A random window of `seconds` that is not near-silent beside the loudest one, faded."""
+    n = int(seconds * RATE)
+    if samples_T.size <= n:
+        return samples_T
+    best = loudest(samples_T, seconds)
+    for _ in range(8):
+        start = rng.randrange(samples_T.size - n + 1)
+        window = fade(samples_T[start : start + n])
+        if float((window**2).sum()) >= 0.3 * float((best**2).sum()):
+            return window
+    return best
 
 
 def digest(spec: object) -> str:
@@ -141,14 +163,9 @@ def _write(folder: Path, items: Iterable[Item]) -> None:
                     raise SourceError(f"{folder.name}: clip {item.key} has no samples")
                 data = np.round(np.clip(item.audio, -1.0, 1.0) * 32767.0).astype("<i2")
                 samples.write(data.tobytes())
-                row = {
-                    "key": item.key,
-                    "concept": item.concept,
-                    "text": item.text,
-                    "meta": item.meta,
-                }
-                row |= {"start": at, "stop": at + int(data.size)}
-                lines.write(json.dumps(row) + "\n")
+                row = {"key": item.key, "concept": item.concept, "text": item.text}
+                place = {"meta": item.meta, "start": at, "stop": at + int(data.size)}
+                lines.write(json.dumps(row | place) + "\n")
                 at += int(data.size)
         try:
             os.replace(temporary, folder)

@@ -86,7 +86,7 @@ def speak(text: str, voice: str) -> np.ndarray:
     if not wave or wave.contents.num_samples <= 0:
         raise SourceError(f"flite made no sound of {text!r}")
     samples = np.ctypeslib.as_array(wave.contents.samples, shape=(wave.contents.num_samples,))
-    out = samples.astype(np.float32) / 32768
+    out = samples.astype(np.float32) / np.float32(32768)
     rate = int(wave.contents.sample_rate)
     flite.delete_wave(wave)
     return resample(out, rate, RATE)

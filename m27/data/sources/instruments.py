@@ -1,25 +1,28 @@
-"""Notes and short phrases of 24 General MIDI instruments, rendered from two public soundfonts by our own sampler.
+"""Notes and short phrases of 24 General MIDI instruments, rendered from two public soundfonts.
 
-Held out: 20 % of the instrument-and-pitch pairs of the Fluid bank, and the TimGM6mb bank entirely. A phrase (three
-notes one after another) uses only pairs of the training side. `concept` is "cello 48"; `text` is the bare name.
+Held out: a fifth of the instrument-and-pitch pairs of the Fluid bank, and the TimGM6mb bank
+entirely. A phrase (three notes one after another) uses pairs of the training side only. The concept
+of a note is "cello 48"; its text is the bare name.
 """
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from m27.data.registry import fetch, pinned
-from m27.data.sources.base import Item
-from m27.data.sources.clips import RATE, digest, fade, level, lowest, stored
+from m27.data.messages import document, phrasing, shuffled, sound, turn, words
+from m27.data.prompts import ask
+from m27.data.registry import fetch
+from m27.data.sources.base import Document, Item, Side, with_article
+from m27.data.sources.clips import RATE, Samples, digest, fade, level, lowest, on_side, stored
 from m27.data.sources.soundfont import SoundFont, SoundFontError
 
 NAME = "instruments"
 LICENCE = "FluidR3 GM: MIT; TimGM6mb: GPL-2 (rendered notes are used, the banks are not shipped)"
 ORIGIN = "Debian packages fluid-soundfont-gm 3.1 and timgm6mb-soundfont 1.3"
 
-# Name → General MIDI program (from 0), lowest and highest key used (60 = middle C): the register each is known by.
+# Name → General MIDI program (from 0), lowest and highest key (60 = middle C): the register that
+# each is known by.
 INSTRUMENTS: dict[str, tuple[int, int, int]] = {
     "piano": (0, 36, 84),
     "harpsichord": (6, 41, 77),
@@ -46,15 +49,20 @@ INSTRUMENTS: dict[str, tuple[int, int, int]] = {
     "flute": (73, 60, 94),
     "banjo": (105, 48, 79),
 }
+FLUID, OTHER = "fluid-soundfont-gm", "timgm6mb-soundfont"
 VELOCITIES = (64, 100)
 SECONDS = 1.2
-_REVISION = 2
+NOTE_SECONDS = 0.8
+_REVISION = 3
 
 
 def bank(package: str) -> SoundFont:
-    """The one bank inside a pinned Debian package."""
-    folder: Path = fetch(pinned(package))
-    return SoundFont(min(folder.rglob("*.sf2")))
+    """The one bank inside a pinned Debian package. SoundFontError naming the folder if none is."""
+    folder = fetch(package)
+    found = sorted(folder.rglob("*.sf2"))
+    if not found:
+        raise SoundFontError(f"{folder}: no .sf2 file")
+    return SoundFont(found[0])
 
 
 def pairs() -> list[str]:
@@ -71,82 +79,84 @@ def held_pairs() -> set[str]:
     return lowest(pairs(), len(pairs()) // 5, "instrument")
 
 
-def _single(
-    font: SoundFont, label: str, name: str, key: int, velocity: int, held: float, split: str
-) -> Item | None:
-    """One note; None where the bank has no such key."""
-    try:
-        wave = font.note(INSTRUMENTS[name][0], key, velocity, held, SECONDS)
-    except SoundFontError:
-        return None
-    meta = {
-        "source": NAME,
-        "split": split,
-        "font": label,
-        "instrument": name,
-        "key": key,
-        "kind": "note",
-    }
+def _note(font: SoundFont, label: str, name: str, key: int, velocity: int, side: Side) -> Item:
+    """One note of 1.2 s, let go after 0.5 or 0.9 s."""
+    held = 0.9 if (key + velocity) % 3 else 0.5
+    wave = font.note(INSTRUMENTS[name][0], key, velocity, held, SECONDS)
     wave = fade(level(wave, rms=0.05 + velocity / 1500), 0.005)
-    return Item(
-        key=f"{NAME}/{label}/{name}/{key}/{velocity}",
-        concept=f"{name} {key}",
-        text=name,
-        audio=wave,
-        meta=meta,
-    )
+    meta = {"split": side, "font": label, "instrument": name, "key": key, "kind": "note"}
+    concept = f"{name} {key}"
+    return Item(f"{NAME}/{label}/{name}/{key}/{velocity}", concept, name, audio=wave, meta=meta)
 
 
-def _phrase(font: SoundFont, name: str, keys: list[int]) -> np.ndarray:
-    """Notes one after another, 0.45 s apart, ringing on: float32 [2 s]."""
+def _phrase(font: SoundFont, name: str, keys: list[int], number: int) -> Item:
+    """Three notes 0.45 s apart, ringing on: 2 s."""
     out = np.zeros(2 * RATE, dtype=np.float32)
     for place, key in enumerate(keys):
         at = int(place * 0.45 * RATE)
         note = font.note(INSTRUMENTS[name][0], key, 90, 0.42, SECONDS)[: out.size - at]
         out[at : at + note.size] += note
-    return fade(level(out))
+    meta = {"split": "train", "font": FLUID, "instrument": name, "keys": keys, "kind": "phrase"}
+    key_ = f"{NAME}/{FLUID}/{name}/phrase/{number}"
+    return Item(key_, f"{name} phrase", name, audio=fade(level(out)), meta=meta)
 
 
 def _make() -> Iterator[Item]:
     """Render everything, in a fixed order."""
-    fluid, other = bank("fluid-soundfont-gm"), bank("timgm6mb-soundfont")
+    fluid, other = bank(FLUID), bank(OTHER)
     held = held_pairs()
     for name, (_, low, high) in INSTRUMENTS.items():
-        for key in range(low, high + 1):
-            split = "test" if f"{name} {key}" in held else "train"
-            for velocity in VELOCITIES if split == "train" else VELOCITIES[1:]:
-                note = _single(
-                    fluid, "fluid", name, key, velocity, 0.9 if (key + velocity) % 3 else 0.5, split
-                )
-                if note is not None:
-                    yield note
-        for key in range(low, high + 1, 3):
-            note = _single(other, "timgm6mb", name, key, 90, 0.8, "test")
-            if note is not None:
-                yield note
+        keys = range(low, high + 1)
+        for key in keys:
+            if f"{name} {key}" in held:
+                yield _note(fluid, FLUID, name, key, VELOCITIES[1], "test")
+            else:
+                for velocity in VELOCITIES:
+                    yield _note(fluid, FLUID, name, key, velocity, "train")
+        for key in keys[::3]:
+            yield _note(other, OTHER, name, key, 90, "test")
         draw = random.Random(f"m27-phrase-{name}")
-        keys = [key for key in range(low, high + 1) if f"{name} {key}" not in held]
+        known = [key for key in keys if f"{name} {key}" not in held]
         for number in range(16):
-            start = draw.randrange(len(keys) - 5)
-            chosen = [keys[start + draw.randrange(6)] for _ in range(3)]
-            meta = {
-                "source": NAME,
-                "split": "train",
-                "font": "fluid",
-                "instrument": name,
-                "kind": "phrase",
-            }
-            meta["keys"] = " ".join(map(str, chosen))
-            audio = _phrase(fluid, name, chosen)
-            yield Item(
-                key=f"{NAME}/fluid/{name}/phrase/{number}",
-                concept=f"{name} phrase",
-                text=name,
-                audio=audio,
-                meta=meta,
-            )
+            start = draw.randrange(len(known) - 5)
+            chosen = [known[start + draw.randrange(6)] for _ in range(3)]
+            yield _phrase(fluid, name, chosen, number)
 
 
 def items() -> Iterator[Item]:
     """Every note and phrase, both sides; rendered at the first call, read from disk afterwards."""
     yield from stored(NAME, digest([_REVISION, INSTRUMENTS, VELOCITIES, SECONDS]), _make)
+
+
+def register(name: str, key: int) -> str:
+    """Which third of its register a key of an instrument lies in: "low", "" or "high"."""
+    _, low, high = INSTRUMENTS[name]
+    third = (high - low + 1) / 3
+    return "low" if key < low + third else "high" if key >= high + 1 - third else ""
+
+
+def note_audio(item: Item) -> Samples:
+    """The first 0.8 s of an item, faded: what a document holds of a note."""
+    if item.audio is None:
+        return np.zeros(0, dtype=np.float32)
+    return fade(item.audio[: int(NOTE_SECONDS * RATE)], 0.02)
+
+
+def documents(side: Side, seed: int = 0) -> Iterator[Document]:
+    """`name_instrument` of every note, and `sound_for_text` ("a low note on a cello") of the loud.
+
+    The test side is both the held-out pairs and the held-out bank; the key in the id names it.
+    """
+    for item in shuffled(on_side(items(), side), seed):
+        if item.meta["kind"] != "note":
+            continue
+        rng = phrasing(side, seed, item.key)
+        heard = sound(note_audio(item))
+        messages = turn([heard, words(ask("name_instrument", rng))], [words(item.text)])
+        yield document(item.key, "name_instrument", NAME, messages)
+        if item.meta["font"] == FLUID and item.key.endswith(f"/{VELOCITIES[1]}"):
+            where = register(item.text, item.meta["key"])
+            name = with_article(item.text)
+            wanted = f"a {where} note on {name}" if where else name
+            request = words(ask("sound_for_text", rng, text=wanted))
+            yield document(item.key, "sound_for_text", NAME, turn([request], [heard]))

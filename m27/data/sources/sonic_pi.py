@@ -35,7 +35,7 @@ _KINDS = {
 
 
 def describe(stem: str) -> str:
-    """A plain name for a sample: `drum_cymbal_open` → "drum cymbal open", `bd_haus` → "bass drum"."""
+    """A plain name: `drum_cymbal_open` → "drum cymbal open", `bd_haus` → "bass drum"."""
     kind, _, rest = stem.partition("_")
     rest = re.sub(r"\d+$", "", rest).replace("_", " ").strip()
     if kind in ("bd", "sn", "tabla", "loop", "glitch"):

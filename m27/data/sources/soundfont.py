@@ -9,12 +9,12 @@ summed to mono. Source: "SoundFont Technical Specification 2.04" (E-mu Systems, 
 Shapes: T samples of one note.
 """
 
+import itertools
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from m27.data.sources.base import SourceError
 
@@ -84,8 +84,7 @@ class SoundFont:
                 raw.seek(chunks[name][0])
                 table[name] = raw.read(chunks[name][1])
         self.samples = [
-            Sample(*row[1:6], row[6] if row[6] < 128 else 60, row[7])
-            for row in struct.iter_unpack("<20s5IBbHH", table["shdr"])
+            Sample(*row[1:8]) for row in struct.iter_unpack("<20s5IBbHH", table["shdr"])
         ]
         instruments = [row[1] for row in struct.iter_unpack("<20sH", table["inst"])]
         self._instruments = self._zones(instruments, table["ibag"], table["igen"], _SAMPLE)
@@ -123,7 +122,7 @@ class SoundFont:
         first = [row[0] for row in struct.iter_unpack("<HH", bags)]
         rows = list(struct.iter_unpack("<Hh", gens))
         owners = []
-        for begin, end in zip(starts, starts[1:], strict=False):
+        for begin, end in itertools.pairwise(starts):
             zones: list[_Zone] = []
             common: dict[int, int] = {}
             for bag in range(begin, end):
@@ -150,8 +149,8 @@ class SoundFont:
         zones = self._presets.get((bank, program))
         if zones is None:
             raise SoundFontError(f"{self.path}: no program {program} in bank {bank}")
-        n = int(round(seconds * OUT_RATE)) * RENDER_RATE // OUT_RATE
-        out = np.zeros(int(round(seconds * OUT_RATE)), dtype=np.float64)
+        n = round(seconds * OUT_RATE) * RENDER_RATE // OUT_RATE
+        out = np.zeros(round(seconds * OUT_RATE), dtype=np.float64)
         sounded = False
         for preset in zones:
             if not preset.holds(key, velocity):
@@ -177,7 +176,8 @@ class SoundFont:
             )
 
         sample = self.samples[values[_SAMPLE]]
-        root = value(_ROOT) if value(_ROOT) >= 0 else sample.root
+        own = sample.root if sample.root < 128 else 60  # 255 marks an unpitched recording
+        root = value(_ROOT) if value(_ROOT) >= 0 else own
         cents = (key - root) * value(_SCALE) + sample.cents + 100 * value(_COARSE) + value(_FINE)
         step = 2.0 ** (cents / 1200) * sample.rate / RENDER_RATE
         start = sample.start + value(_START) + 32768 * value(_START_COARSE)

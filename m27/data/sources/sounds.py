@@ -1,4 +1,4 @@
-"""Every sound of every source, one side at a time: what the audio codec is trained and tested on."""
+"""Every sound of every source, one side at a time: what the audio codec learns from."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,7 +12,7 @@ from m27.data.sources import (
     spoken_orders,
     spoken_words,
 )
-from m27.data.sources.base import Item, Side
+from m27.data.sources.base import Document, Item, Side
 
 SOURCES: dict[str, Callable[[], Iterator[Item]]] = {
     module.NAME: module.items
@@ -37,3 +37,9 @@ def sounds(split: Side) -> Iterator[Item]:
     """
     for items in SOURCES.values():
         yield from (item for item in items() if item.meta["split"] == split)
+
+
+def documents(side: Side, seed: int = 0) -> Iterator[Document]:
+    """Documents of every source that has tasks, source after source; shuffled within a source."""
+    for module in (environment, spoken_words, spoken_digits, instruments, speech):
+        yield from module.documents(side, seed)

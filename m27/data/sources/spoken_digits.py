@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 from m27.codec.media import read_audio
+from m27.data.messages import document, phrasing, shuffled, sound, turn, words
+from m27.data.prompts import ask
 from m27.data.sources import parquet
-from m27.data.sources.base import Item, shared_file
-from m27.data.sources.clips import fade, level, stored, trim
+from m27.data.sources.base import Document, Item, Side, shared_file
+from m27.data.sources.clips import fade, level, loudest, on_side, stored, trim
 
 NAME = "spoken-digits"
 LICENCE = "CC-BY-SA 4.0"
@@ -26,3 +28,12 @@ def _make() -> Iterator[Item]:
 def items() -> Iterator[Item]:
     """Every recording (8 kHz, brought to 16 kHz); concept and text are the digit's name."""
     yield from stored(NAME, "1", _make)
+
+
+def documents(side: Side, seed: int = 0) -> Iterator[Document]:
+    """`name_word`: at most 1.2 s of speech → the bare word."""
+    for item in shuffled(on_side(items(), side), seed):
+        if item.audio is not None:
+            question = words(ask("name_word", phrasing(side, seed, item.key)))
+            messages = turn([sound(loudest(item.audio, 1.2)), question], [words(item.text)])
+            yield document(item.key, "name_word", NAME, messages)
