@@ -17,7 +17,7 @@ from m27.language.processor import Processor
 from m27.language.vocabulary import BASE_CONTROL, Vocabulary, build_tokenizer
 
 ROOT = Path(__file__).parents[2]
-MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ċ Ċ"]
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ w", "Ċ Ċ", "1 2"]
 # SmolLM2 lacks these bytes as tokens; the tiny one lacks a few of them too.
 MISSING = (0x04, 0x16, 0xC0, 0xF1, 0xFF)
 

@@ -94,6 +94,11 @@ def test_files_agree_with_the_vocabulary(
         Vocabulary.from_tokenizer_json(data)
 
 
+def test_digits_are_never_merged(tiny: tuple[Tokenizer, Vocabulary]) -> None:
+    assert tiny[0].token_to_id("12") is not None  # the merge exists, and digits are split before it
+    assert tiny[0].encode("hello 12").tokens == ["hello", "Ġ", "1", "2"]
+
+
 def test_unusable_base_tokenizers() -> None:
     with pytest.raises(VocabularyError, match="im_end"):
         build_tokenizer(["<|im_start|>", "a"], [])
