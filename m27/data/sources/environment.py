@@ -42,10 +42,10 @@ def items() -> Iterator[Item]:
     yield from stored(NAME, "1", _make)
 
 
-def documents(side: Side, seed: int = 0) -> Iterator[Document]:
+def documents(split: Side, seed: int = 0) -> Iterator[Document]:
     """`name_sound` (the loudest 1.5 s; in training a second window) and `sound_for_text`."""
-    for item in shuffled(on_side(items(), side), seed):
-        rng = phrasing(side, seed, item.key)
+    for item in shuffled(on_side(items(), split), seed):
+        rng = phrasing(split, seed, item.key)
         if item.audio is None:
             continue
         heard = [loudest(item.audio, SECONDS)]

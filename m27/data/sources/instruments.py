@@ -7,6 +7,7 @@ of a note is "cello 48"; its text is the bare name.
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from m27.data.messages import document, phrasing, shuffled, sound, turn, words
 from m27.data.prompts import ask
 from m27.data.registry import fetch
 from m27.data.sources.base import Document, Item, Side, with_article
-from m27.data.sources.clips import RATE, Samples, digest, fade, level, lowest, on_side, stored
+from m27.data.sources.clips import RATE, digest, fade, level, lowest, on_side, stored
 from m27.data.sources.soundfont import SoundFont, SoundFontError
 
 NAME = "instruments"
@@ -124,8 +125,14 @@ def _make() -> Iterator[Item]:
 
 
 def items() -> Iterator[Item]:
-    """Every note and phrase, both sides; rendered at the first call, read from disk afterwards."""
-    yield from stored(NAME, digest([_REVISION, INSTRUMENTS, VELOCITIES, SECONDS]), _make)
+    """Every note (its first 0.8 s, faded) and phrase (2 s), both sides.
+
+    Rendered at the first call, read from disk afterwards.
+    """
+    for item in stored(NAME, digest([_REVISION, INSTRUMENTS, VELOCITIES, SECONDS]), _make):
+        if item.meta["kind"] == "note" and item.audio is not None:
+            item = replace(item, audio=fade(item.audio[: int(NOTE_SECONDS * RATE)], 0.02))
+        yield item
 
 
 def register(name: str, key: int) -> str:
@@ -135,23 +142,16 @@ def register(name: str, key: int) -> str:
     return "low" if key < low + third else "high" if key >= high + 1 - third else ""
 
 
-def note_audio(item: Item) -> Samples:
-    """The first 0.8 s of an item, faded: what a document holds of a note."""
-    if item.audio is None:
-        return np.zeros(0, dtype=np.float32)
-    return fade(item.audio[: int(NOTE_SECONDS * RATE)], 0.02)
-
-
-def documents(side: Side, seed: int = 0) -> Iterator[Document]:
+def documents(split: Side, seed: int = 0) -> Iterator[Document]:
     """`name_instrument` of every note, and `sound_for_text` ("a low note on a cello") of the loud.
 
     The test side is both the held-out pairs and the held-out bank; the key in the id names it.
     """
-    for item in shuffled(on_side(items(), side), seed):
-        if item.meta["kind"] != "note":
+    for item in shuffled(on_side(items(), split), seed):
+        if item.meta["kind"] != "note" or item.audio is None:
             continue
-        rng = phrasing(side, seed, item.key)
-        heard = sound(note_audio(item))
+        rng = phrasing(split, seed, item.key)
+        heard = sound(item.audio)
         messages = turn([heard, words(ask("name_instrument", rng))], [words(item.text)])
         yield document(item.key, "name_instrument", NAME, messages)
         if item.meta["font"] == FLUID and item.key.endswith(f"/{VELOCITIES[1]}"):

@@ -39,7 +39,7 @@ def sounds(split: Side) -> Iterator[Item]:
         yield from (item for item in items() if item.meta["split"] == split)
 
 
-def documents(side: Side, seed: int = 0) -> Iterator[Document]:
+def documents(split: Side, seed: int = 0) -> Iterator[Document]:
     """Documents of every source that has tasks, source after source; shuffled within a source."""
     for module in (environment, spoken_words, spoken_digits, instruments, speech):
-        yield from module.documents(side, seed)
+        yield from module.documents(split, seed)

@@ -122,6 +122,6 @@ def spoken_documents(name: str, items_: list[Item], side: Side, seed: int) -> It
             yield document(item.key, "speak", name, turn([request], [sound(item.audio)]))
 
 
-def documents(side: Side, seed: int = 0) -> Iterator[Document]:
+def documents(split: Side, seed: int = 0) -> Iterator[Document]:
     """`transcribe` and `speak`, lower-case text of 1 to 8 words, at most 3 s of speech."""
-    yield from spoken_documents(NAME, list(on_side(items(), side)), side, seed)
+    yield from spoken_documents(NAME, list(on_side(items(), split)), split, seed)

@@ -1,6 +1,7 @@
 """Free Spoken Digit Dataset: 3,000 recordings of ten digits by six speakers; two are held out."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from m27.codec.media import read_audio
 from m27.data.messages import document, phrasing, shuffled, sound, turn, words
@@ -26,14 +27,16 @@ def _make() -> Iterator[Item]:
 
 
 def items() -> Iterator[Item]:
-    """Every recording (8 kHz, brought to 16 kHz); concept and text are the digit's name."""
-    yield from stored(NAME, "1", _make)
-
-
-def documents(side: Side, seed: int = 0) -> Iterator[Document]:
-    """`name_word`: at most 1.2 s of speech → the bare word."""
-    for item in shuffled(on_side(items(), side), seed):
+    """Every recording (8 kHz, brought to 16 kHz), at most 1.2 s; text is the digit's name."""
+    for item in stored(NAME, "1", _make):
         if item.audio is not None:
-            question = words(ask("name_word", phrasing(side, seed, item.key)))
-            messages = turn([sound(loudest(item.audio, 1.2)), question], [words(item.text)])
+            yield replace(item, audio=loudest(item.audio, 1.2))
+
+
+def documents(split: Side, seed: int = 0) -> Iterator[Document]:
+    """`name_word`: a spoken digit → its name."""
+    for item in shuffled(on_side(items(), split), seed):
+        if item.audio is not None:
+            question = words(ask("name_word", phrasing(split, seed, item.key)))
+            messages = turn([sound(item.audio), question], [words(item.text)])
             yield document(item.key, "name_word", NAME, messages)

@@ -4,6 +4,7 @@ A fifth is held out: by speaker where one is named, else by file. `text` is the 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from m27.codec.media import read_audio
 from m27.data.holdout import content_hash
@@ -42,14 +43,16 @@ def _make() -> Iterator[Item]:
 
 
 def items() -> Iterator[Item]:
-    """Every recording with silence cut from its ends; concept and text are the word."""
-    yield from stored(NAME, "1", _make)
-
-
-def documents(side: Side, seed: int = 0) -> Iterator[Document]:
-    """`name_word`: at most 1.2 s of speech → the bare word."""
-    for item in shuffled(on_side(items(), side), seed):
+    """Every recording without silence at its ends, at most 1.2 s; concept and text are the word."""
+    for item in stored(NAME, "1", _make):
         if item.audio is not None:
-            question = words(ask("name_word", phrasing(side, seed, item.key)))
-            messages = turn([sound(loudest(item.audio, 1.2)), question], [words(item.text)])
+            yield replace(item, audio=loudest(item.audio, 1.2))
+
+
+def documents(split: Side, seed: int = 0) -> Iterator[Document]:
+    """`name_word`: a spoken word → the bare word."""
+    for item in shuffled(on_side(items(), split), seed):
+        if item.audio is not None:
+            question = words(ask("name_word", phrasing(split, seed, item.key)))
+            messages = turn([sound(item.audio), question], [words(item.text)])
             yield document(item.key, "name_word", NAME, messages)
