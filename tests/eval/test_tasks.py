@@ -119,7 +119,7 @@ def test_nearest_by_dot_product():
 
 
 class OneHot:
-    """A sentence encoder that gives every text its own direction, and unknown ones a fixed other."""
+    """A sentence encoder that gives every text its own direction, unknown ones one other."""
 
     @classmethod
     def load(cls):

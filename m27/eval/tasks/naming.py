@@ -94,7 +94,7 @@ def _items(source: Callable[[], Iterable[Item]], task: str) -> Callable[[int, in
 def vqa_kind(text: str) -> str:
     """What an easy-VQA question asks for: "colour", "shape", "is there" or "is there not".
 
-    The last two are apart because four fifths of the answers are no to the one and yes to the other:
+    The last two are apart because four fifths of the answers are no to the one, yes to the other:
     what the words alone give away is no sign of sight.
     """
     asked = text.lower().rstrip("?").split()
