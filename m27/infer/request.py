@@ -1,0 +1,135 @@
+"""What is asked of the engine and what comes back. Plain data; knows no model and no tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+MEDIA = ("text", "image", "audio")
+
+Message = dict[str, Any]  # {"role", "content": str | [part, …]}
+Part = dict[str, Any]  # {"type": "text" | "image" | "audio", …}
+Event = dict[str, Any]  # {"type": "text" | "image_begin" | "image" | "audio_begin" | … | "done", …}
+
+
+class RequestError(ValueError):
+    """A request that cannot be served; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an id is chosen from logits. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0
+    and `repetition_penalty` 1 change nothing."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "temperature": (self.temperature, 0.0, 100.0),
+            "top_k": (self.top_k, 0, 1_000_000),
+            "top_p": (self.top_p, 1e-6, 1.0),
+            "min_p": (self.min_p, 0.0, 1.0),
+            "repetition_penalty": (self.repetition_penalty, 0.01, 100.0),
+        }
+        for name, (value, low, high) in ranges.items():
+            if not low <= value <= high:  # also false for not-a-number
+                raise RequestError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")
+
+
+# Words want the likeliest reading (0.2 and 0.9 are what SmolLM2's card advises); a picture or a
+# sound whose codes are each the likeliest is flat, so those are drawn at the model's own spread.
+# Codes repeat by right (a blue sky), so only words are penalised for it.
+DEFAULTS: Mapping[str, Sampling] = {
+    "text": Sampling(temperature=0.2, top_p=0.9, repetition_penalty=1.1),
+    "image": Sampling(temperature=1.0, top_p=0.95),
+    "audio": Sampling(temperature=1.0, top_p=0.95),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One turn to be answered.
+
+    `modalities`: the media the answer may hold. `plan`: a forced order of parts, such as
+    ("text", "image", "text", "image"). `max_text`: tokens of text in a row. `image_grid`: codes
+    (rows, columns) of each picture, None for the model's choice; an audio code lasts 1/40 s.
+    `temperature` … `repetition_penalty`: for every medium, where given; else `DEFAULTS` of each.
+    `guidance`: classifier-free guidance of picture and sound spans (Ho & Salimans 2022); 1 is off.
+    `seed` None draws one.
+    Raises `RequestError` on values outside their range.
+    """
+
+    messages: Sequence[Message]
+    modalities: tuple[str, ...] = MEDIA
+    plan: tuple[str, ...] | None = None
+    max_tokens: int = 512
+    max_text: int | None = None
+    max_images: int = 8
+    max_sounds: int = 4
+    image_grid: tuple[int, int] | None = (8, 8)
+    min_audio_codes: int = 1
+    max_audio_codes: int = 400
+    guidance: float = 2.5
+    seed: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    sampling: Mapping[str, Sampling] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.modalities or any(m not in MEDIA for m in self.modalities):
+            raise RequestError(f"modalities are some of text,image,audio, not {self.modalities}")
+        wrong = [m for m in self.plan or () if m not in self.modalities]
+        if wrong:
+            raise RequestError(f"the plan asks for {wrong[0]}, which modalities does not allow")
+        if self.max_tokens < 1:
+            raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if not 0.0 <= self.guidance <= 100.0:
+            raise RequestError(f"guidance must lie between 0 and 100, not {self.guidance:g}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise RequestError(f"seed must lie between 0 and 2**63, not {self.seed}")
+        given = {
+            name: value
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            if (value := getattr(self, name)) is not None
+        }
+        resolved = {medium: replace(default, **given) for medium, default in DEFAULTS.items()}
+        object.__setattr__(self, "sampling", resolved)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens in and out; of those out, the codes of pictures and sounds. `seed`: the one used."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    image_codes: int
+    audio_codes: int
+    seed: int
+    finish_reason: str  # "stop": the model ended its turn; "length": max_tokens did
+
+    def to_json(self) -> dict[str, int | str]:
+        """The same as a dict, with `total_tokens`."""
+        total = self.prompt_tokens + self.completion_tokens
+        return {**self.__dict__, "total_tokens": total}
+
+
+@dataclass(frozen=True)
+class Response:
+    """A whole answer: `content` parts in the order produced ({"type":"text","text"},
+    {"type":"image","image": uint8 [H, W, 3], "codes": [h, w]}, {"type":"audio","audio": float32 [T]
+    at 16 kHz, "codes": [N]}), `usage`, and wall-clock `seconds`."""
+
+    content: list[Part]
+    usage: Usage
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """All text parts, joined."""
+        return "".join(part["text"] for part in self.content if part["type"] == "text")
