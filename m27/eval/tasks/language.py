@@ -80,8 +80,9 @@ def passages(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def passage_text(path: Path) -> str:
-    """The text of one file of either package."""
-    return str(json.loads(path.read_text(encoding="utf-8")).get("text", ""))
+    """The text of one chapter or address; "" of the lists of files that lie beside them."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return str(content.get("text", "")) if isinstance(content, dict) else ""
 
 
 class Capital:
