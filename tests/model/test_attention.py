@@ -132,10 +132,13 @@ def test_recomputing_changes_neither_loss_nor_gradient(model):
 @torch.no_grad()
 def test_bfloat16_follows_float32(config):
     model = random_decoder(config)
-    tokens = ids(2, 16)
-    wide = model(tokens)
-    narrow = model.to(torch.bfloat16)(tokens).float()
-    assert (wide - narrow).abs().mean() < 0.05 * wide.std()
+    tokens, documents = ids(2, 16), torch.tensor([[0] * 5 + [1] * 11, [0] * 16])
+    wide, packed = model(tokens), model(tokens, documents_BT=documents)
+    model.to(torch.bfloat16)
+    assert (wide - model(tokens)).abs().mean() < 0.05 * wide.std()
+    narrow = model(tokens, documents_BT=documents)
+    assert narrow.dtype == torch.bfloat16
+    assert (packed - narrow).abs().mean() < 0.05 * packed.std()
 
 
 def test_weights_are_drawn_at_the_stock_scale():
