@@ -174,7 +174,7 @@ def test_passages_come_half_from_each_book_and_skip_lists(monkeypatch, tmp_path)
         folder.mkdir(parents=True)
         (folder / "file_list.json").write_text('["a.txt"]')
         (folder / "short.json").write_text('{"text": "Call me."}')
-        for k in range(5):
+        for k in range(30):
             (folder / f"{package[-4:]}{k}.json").write_text(f'{{"text": "{k}{"a" * 4000}"}}')
     monkeypatch.setattr(language, "fetch", lambda package: tmp_path / package)
     names = [name for name, _ in language.passages(5, 0)]

