@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from m27.infer import Engine, Request, RequestError
-from m27.infer.engine import collect
+from m27.infer.engine import Engine, collect
+from m27.infer.request import Request, RequestError
 from m27.language.grammar import GrammarError
 from m27.language.template import MessageError
 from tests import tiny

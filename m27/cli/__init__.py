@@ -1,0 +1,45 @@
+"""The command line, `m27`. It may use every room; no room uses it.
+
+Each command imports what it needs when it runs, so that the help and a wrong argument answer at
+once. A fault of the caller's is one line on standard error and exit status 2.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from m27.cli import chat, codes, console, data, evaluate, export, tour
+
+app = typer.Typer(
+    name="m27",
+    help="One decoder whose vocabulary also spells pictures and sounds.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("chat")(chat.chat)
+app.command("encode")(codes.encode)
+app.command("decode")(codes.decode)
+app.command("export")(export.export)
+app.command("sizes")(export.sizes)
+app.command("tour")(tour.tour)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(data.app, name="data")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command (of `arguments`, else of the process) and leave with its exit status."""
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="m27")
+    except BrokenPipeError:
+        # Whoever read our output has left; nothing may be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        line = console.describe(error)
+        if line is None:
+            raise
+        print(f"m27: {line}", file=sys.stderr)
+        sys.exit(2)

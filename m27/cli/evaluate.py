@@ -1,0 +1,33 @@
+"""`m27 eval`: the table of the model card."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from m27.cli.console import CHECKOUT, InputError, check_model, default_model
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="'nano', or the folder of a model.")] = "nano",
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    samples: Annotated[int, typer.Option(help="Samples a task.")] = 200,
+    validity: Annotated[int, typer.Option(help="Random prompts of the structure task.")] = 500,
+    seed: Annotated[int, typer.Option(help="Which samples, and what is drawn.")] = 0,
+    batch: Annotated[int, typer.Option(help="Questions answered together.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder for the rows and answers.")] = Path("out/eval"),
+) -> None:
+    """Score a model on inputs it has not seen, with intervals and baselines."""
+    shipped = CHECKOUT / "weights" / f"m27-{model}"
+    folder = default_model() if model == "nano" else Path(model)
+    if not folder.is_dir() and shipped.is_dir():
+        folder = shipped
+    check_model(folder)
+    for name, value in (("--samples", samples), ("--validity", validity), ("--batch", batch)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+    from m27.eval.run import evaluate as run
+
+    run(
+        folder, only=task or (), samples=samples, validity=validity, seed=seed, batch=batch, out=out
+    )

