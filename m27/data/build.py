@@ -1,0 +1,208 @@
+"""Documents → token shards: folders of memory-mapped ids that a training run reads at random.
+
+A shard is one folder, made whole or not at all:
+
+    tokens.bin  uint32 ids of all documents, end to end      loss.bin  uint8, 1 where an id is a target
+    index.npy   int64 [documents + 1], where each begins      tasks.npy  uint16 [documents]
+    meta.json   names of the tasks, counts, the vocabulary's offsets, revisions of tokenizer and codecs
+
+It goes through the one `Processor`; it knows nothing of mixtures, rows or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from m27.codec.media import MediaError
+from m27.data.progress import Progress
+from m27.language.processor import Processor
+from m27.language.template import MessageError
+
+FORMAT = "m27-shard-1"
+_PICTURES_AT_ONCE = 64
+
+
+class ShardError(ValueError):
+    """A shard that cannot be written or read; the message names the folder and the reason."""
+
+
+def build(
+    documents: Iterable[Mapping[str, Any]],
+    processor: Processor,
+    folder: str | Path,
+    *,
+    max_tokens: int = 2048,
+    limit: int | None = None,
+    task_limits: Mapping[str, int] | None = None,
+    label: str | None = None,
+    total: int | None = None,
+) -> dict[str, Any]:
+    """Encode `documents` and write them as the shard `folder`; its meta comes back.
+
+    Documents longer than `max_tokens`, without a target, or with media that cannot be read are left out
+    and counted in the meta (`long`, `empty`, `broken`, with the first reasons). `limit` ends after so many
+    documents, `task_limits` takes at most so many of a task. Raises ShardError when none is left.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    starts, tasks = [0], list[int]()
+    names: dict[str, int] = {}
+    tokens_of: Counter[str] = Counter()
+    targets_of: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    reasons: list[str] = []
+    chosen = _limited(documents, limit, task_limits or {})
+    with (
+        open(partial / "tokens.bin", "wb") as token_file,
+        open(partial / "loss.bin", "wb") as loss_file,
+        Progress(label or f"tokens of {folder.name}", total or limit, "documents") as bar,
+    ):
+        for document, outcome in encode_all(chosen, processor):
+            bar.add()
+            if isinstance(outcome, str):
+                counts["broken"] += 1
+                if len(reasons) < 20:
+                    reasons.append(f"{document.get('id', '?')}: {outcome}")
+                continue
+            ids, loss = outcome
+            if len(ids) > max_tokens or not loss[1:].any():
+                counts["long" if len(ids) > max_tokens else "empty"] += 1
+                continue
+            task = str(document["task"])
+            tasks.append(names.setdefault(task, len(names)))
+            token_file.write(ids.tobytes())
+            loss_file.write(loss.tobytes())
+            starts.append(starts[-1] + len(ids))
+            tokens_of[task] += len(ids)
+            targets_of[task] += int(loss[1:].sum())
+    if not tasks:
+        shutil.rmtree(partial, ignore_errors=True)
+        why = f"; the first: {reasons[0]}" if reasons else ""
+        raise ShardError(f"{folder.name}: no usable document ({dict(counts)}){why}")
+    np.save(partial / "index.npy", np.asarray(starts, dtype=np.int64))
+    np.save(partial / "tasks.npy", np.asarray(tasks, dtype=np.uint16))
+    meta = {
+        "format": FORMAT, "tasks": list(names), "documents": len(tasks), "tokens": starts[-1],
+        "tokens_by_task": dict(tokens_of), "targets_by_task": dict(targets_of),
+        **{key: counts[key] for key in ("broken", "long", "empty")}, "reasons": reasons,
+        "max_tokens": max_tokens, **revisions(processor),
+    }  # fmt: skip
+    (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return meta
+
+
+def revisions(processor: Processor) -> dict[str, Any]:
+    """What the ids of a shard depend on: the vocabulary's offsets, tokenizer and codec revisions."""
+    v = processor.vocabulary
+    spelled = json.dumps(v.to_json(), sort_keys=True).encode()
+    return {
+        "vocabulary": {
+            "size": v.size, "text": v.text_size,
+            "image": [v.image.start, v.image.stop], "audio": [v.audio.start, v.audio.stop],
+            "turn_end": v.turn_end,
+        },
+        "vocabulary_hash": hashlib.sha256(spelled).hexdigest()[:12],
+        "unconditional": processor.unconditional(),
+        "image_codec": str(getattr(processor.image_codec, "revision", "none")),
+        "audio_codec": str(getattr(processor.audio_codec, "revision", "none")),
+    }  # fmt: skip
+
+
+def is_current(folder: str | Path, processor: Processor) -> bool:
+    """Whether `folder` is a whole shard made with the same vocabulary and codecs."""
+    try:
+        meta = json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    wanted = json.loads(json.dumps({"format": FORMAT, **revisions(processor)}))
+    return all(meta.get(key) == value for key, value in wanted.items())
+
+
+Outcome = tuple[NDArray[np.uint32], NDArray[np.uint8]] | str
+
+
+def encode_all(
+    documents: Iterable[Mapping[str, Any]], processor: Processor
+) -> Iterator[tuple[Mapping[str, Any], Outcome]]:
+    """Each document with its ids and loss flags, or with the reason why it has none; in order.
+
+    Pictures of many documents go through the codec together, which is several times faster.
+    """
+    waiting: list[Mapping[str, Any]] = []
+    pictures = 0
+    for document in documents:
+        waiting.append(document)
+        pictures += len(_raw_pictures(document))
+        if pictures >= _PICTURES_AT_ONCE or len(waiting) >= 8 * _PICTURES_AT_ONCE:
+            yield from _encode_some(waiting, processor)
+            waiting, pictures = [], 0
+    yield from _encode_some(waiting, processor)
+
+
+def _encode_some(
+    documents: Sequence[Mapping[str, Any]], processor: Processor
+) -> Iterator[tuple[Mapping[str, Any], Outcome]]:
+    _picture_codes([p for d in documents for p in _raw_pictures(d)], processor)
+    for document in documents:
+        try:
+            encoded = processor.encode(document["messages"])
+        except (MessageError, MediaError) as error:
+            yield document, str(error)
+            continue
+        ids = np.asarray(encoded.ids, dtype=np.uint32)
+        yield document, (ids, np.asarray(encoded.loss, dtype=np.uint8))
+
+
+def _raw_pictures(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The image parts whose arrays are already of the default size, so need only the codec."""
+    contents = [m["content"] for m in document["messages"] if not isinstance(m["content"], str)]
+    return [
+        part
+        for content in contents
+        for part in content
+        if part.get("type") == "image"
+        and isinstance(part.get("image"), np.ndarray)
+        and part["image"].shape == (128, 128, 3)
+        and part["image"].dtype == np.uint8
+        and "size" not in part
+    ]
+
+
+def _picture_codes(parts: list[dict[str, Any]], processor: Processor) -> None:
+    """Replace the arrays of image parts by their codes, all in one call of the codec."""
+    codec = processor.image_codec
+    if not parts or codec is None:
+        return
+    pixels = torch.from_numpy(np.stack([part.pop("image") for part in parts]))
+    with torch.inference_mode():
+        codes = codec.encode(pixels.permute(0, 3, 1, 2).float() / 255.0).cpu().numpy()
+    for part, code in zip(parts, codes, strict=True):
+        part["codes"] = code
+
+
+def _limited(
+    documents: Iterable[Mapping[str, Any]], limit: int | None, task_limits: Mapping[str, int]
+) -> Iterator[Mapping[str, Any]]:
+    seen: Counter[str] = Counter()
+    for document in documents:
+        if limit is not None and seen.total() >= limit:
+            return
+        task = str(document["task"])
+        if seen[task] < task_limits.get(task, 1 << 60):
+            seen[task] += 1
+            yield document

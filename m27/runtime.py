@@ -1,0 +1,101 @@
+"""The machine a run finds: device, dtype, threads, memory allocator, seeds. Imports nothing of ours."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+
+import numpy as np
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
+
+
+class RuntimeSettingError(ValueError):
+    """A device or dtype that is not known or not there; the message names it."""
+
+
+def device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" is CUDA where there is one, else the CPU.
+
+    Raises RuntimeSettingError for an unknown name and for CUDA where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise RuntimeSettingError(f"device {name!r} is not known") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeSettingError(f"device {name!r}: there is no CUDA device here")
+    return chosen
+
+
+def dtype(name: str = "auto", on: torch.device | None = None) -> torch.dtype:
+    """The dtype called `name`; "auto" is bfloat16 where `on` computes it natively, else float32.
+
+    Raises RuntimeSettingError for an unknown name.
+    """
+    if name == "auto":
+        on = on or torch.device("cpu")
+        if on.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = _cpu_has("avx512_bf16", "amx_bf16", "bf16")
+        return torch.bfloat16 if native else torch.float32
+    if name not in DTYPES:
+        raise RuntimeSettingError(f"dtype {name!r} is none of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _cpu_has(*flags: str) -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            words = set(file.read(20_000).split())
+    except OSError:
+        return False
+    return any(flag in words for flag in flags)
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, world size) as `torchrun` sets them in the environment; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries draw from the global state
+    torch.manual_seed(seed)
+
+
+def set_threads(count: int = 0) -> int:
+    """Compute with `count` threads (0: one a core that this process may use); the count comes back."""
+    if count <= 0:
+        usable = getattr(os, "sched_getaffinity", None)
+        count = len(usable(0)) if usable else (os.cpu_count() or 1)
+    torch.set_num_threads(count)
+    return count
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc's malloc to keep large freed blocks instead of handing each back to the system.
+
+    A training step frees and asks again for the same blocks; fetching them anew, page by page, costs
+    more than some of the arithmetic done in them. Returns whether there was such a malloc to tell.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    told = [
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30),
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1),
+        mallopt(_M_TOP_PAD, 1 << 26),
+    ]
+    return all(told)

@@ -1,0 +1,96 @@
+"""Where a training run stands, on disk: weights, optimiser, generator and place in the data, exactly.
+
+    runs/NAME/step-000120/trained.safetensors    the trained part, float32
+                          optimiser.safetensors  moments, and the random generator's state
+                          state.json             step, seconds, tokens, the loader's state, fingerprints
+
+Safetensors and JSON only. A folder appears whole or not at all; the two newest are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+class ResumeError(ValueError):
+    """A checkpoint that cannot be gone on from; the message names the file and the reason."""
+
+
+@dataclass
+class Snapshot:
+    """One saved moment of a run. `optimiser` also holds `rng`, uint8, of torch's CPU generator."""
+
+    step: int
+    trained: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(
+    run: Path,
+    step: int,
+    trained: Mapping[str, Tensor],
+    optimiser: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write a snapshot of `step` under the folder `run`, and remove all but the `keep` newest."""
+    final = run / f"step-{step:06d}"
+    partial = run / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_plain(trained), partial / "trained.safetensors", metadata={"format": "pt"})
+    rng = {"rng": torch.get_rng_state()}
+    save_file(_plain({**optimiser, **rng}), partial / "optimiser.safetensors")
+    with open(partial / "state.json", "w", encoding="utf-8") as file:
+        json.dump({"step": step, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    for _, old in steps(run)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def steps(run: Path) -> list[tuple[int, Path]]:
+    """The (step, folder) of each whole snapshot under `run`, oldest first."""
+    if not run.is_dir():
+        return []
+    found = [(match, path) for path in run.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def latest(run: Path) -> Snapshot | None:
+    """The newest snapshot under `run`, or None. Raises ResumeError for one that cannot be read."""
+    have = steps(run)
+    if not have:
+        return None
+    step, folder = have[-1]
+    try:
+        trained = load_file(folder / "trained.safetensors")
+        optimiser = load_file(folder / "optimiser.safetensors")
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ResumeError(f"{folder}: {error}") from None
+    if state.get("step") != step or "rng" not in optimiser:
+        raise ResumeError(f"{folder}: state.json and the folder's name disagree, or it has no rng")
+    return Snapshot(step, trained, optimiser, state)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

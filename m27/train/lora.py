@@ -1,0 +1,110 @@
+"""Low-rank adapters (Hu et al. 2021) on the linear layers of a decoder.
+
+Holds the two factors of each adapted layer under the layer's own name, in float32. `attach` is the plain
+way (a hook on each layer, autograd does the rest); the fused path reads the factors itself.
+
+Shapes: R rank, I in, O out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LoraError(ValueError):
+    """A setting of the adapters that fits no layer, or factors that do not match; it names which."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """`rank` R, `alpha` (the update is scaled by alpha / rank) and the `targets`, by last name."""
+
+    rank: int = 32
+    alpha: float = 32.0
+    targets: Sequence[str] = TARGETS
+
+
+class Adapters:
+    """The factors A [R, I] and B [O, R] of every adapted layer of `decoder`; B begins at zero.
+
+    `adapters[name]` gives both for a layer such as `model.layers.0.self_attn.q_proj`. A is drawn uniformly
+    within ±1/sqrt(I) from `seed`. Raises `LoraError` for a target that names no layer.
+    """
+
+    def __init__(self, decoder: nn.Module, config: LoraConfig, seed: int = 0) -> None:
+        self.config = config
+        self.scale = config.alpha / config.rank
+        self.rank = config.rank
+        generator = torch.Generator().manual_seed(seed)
+        self._factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        found = set()
+        for name, module in decoder.named_modules():
+            last = name.rsplit(".", 1)[-1]
+            if last not in config.targets or not isinstance(module, nn.Linear):
+                continue
+            found.add(last)
+            bound = 1 / math.sqrt(module.in_features)
+            a = (torch.rand(config.rank, module.in_features, generator=generator) * 2 - 1) * bound
+            b = torch.zeros(module.out_features, config.rank)
+            device = module.weight.device
+            self._factors[name] = (nn.Parameter(a.to(device)), nn.Parameter(b.to(device)))
+        if missing := sorted(set(config.targets) - found):
+            raise LoraError(f"targets: {', '.join(missing)} name no linear layer of the decoder")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._factors
+
+    def __getitem__(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        return self._factors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._factors)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All factors by their checkpoint names, `….q_proj.lora_A` and `….q_proj.lora_B`."""
+        return {
+            f"{name}.lora_{letter}": factor
+            for name, pair in self._factors.items()
+            for letter, factor in zip("AB", pair, strict=True)
+        }
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy factors in by checkpoint name. Raises `LoraError` for a missing or misshapen one."""
+        for name, parameter in self.parameters().items():
+            tensor = tensors.get(name)
+            if tensor is None or tensor.shape != parameter.shape:
+                have = "missing" if tensor is None else f"shape {tuple(tensor.shape)}"
+                raise LoraError(f"{name}: {have}, expected {tuple(parameter.shape)}")
+            parameter.copy_(tensor)
+
+    def attach(self, decoder: nn.Module) -> None:
+        """Add each adapter's output to its layer's, in the layer's dtype, for use with autograd."""
+        for name, (a, b) in self._factors.items():
+            layer = decoder.get_submodule(name)
+            layer.register_forward_hook(_Hook(a, b, self.scale))
+
+    @torch.no_grad()
+    def merge_into(self, decoder: nn.Module) -> None:
+        """Add scale * B @ A to every adapted weight in place; the adapters then must not be attached."""
+        for name, (a, b) in self._factors.items():
+            weight = decoder.get_submodule(name).get_parameter("weight")
+            weight.copy_((weight.float() + self.scale * (b.float() @ a.float())).to(weight.dtype))
+
+
+class _Hook:
+    def __init__(self, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
+        self.a, self.b, self.scale = a, b, scale
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        (x,) = inputs
+        low = F.linear(x, self.a.to(x.dtype))
+        return out + self.scale * F.linear(low, self.b.to(x.dtype))

@@ -1,0 +1,77 @@
+"""What a run says of itself: a JSON line a step in `log.jsonl`, and one line of progress on standard error.
+
+On a terminal the line is redrawn; in a log file it is printed every half a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+_WIDTH = 24
+
+
+class Meter:
+    """Writes the log of the run in `folder`; `log` takes one step's record.
+
+    Lines beyond the step a run resumes from are dropped, so the log reads as if never interrupted.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int = 0, quiet: bool = False) -> None:
+        self.path = folder / "log.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= resumed_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.quiet = quiet
+        self._recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=21)
+        self._drawn = 0.0
+        self._tty = sys.stderr.isatty()
+
+    def rate(self, tokens: int) -> float:
+        """Tokens a second over the last twenty steps, after a step that ends at `tokens` of this run."""
+        self._recent.append((time.monotonic(), tokens))
+        (begun, first), (now, last) = self._recent[0], self._recent[-1]
+        return (last - first) / max(now - begun, 1e-9)
+
+    def log(self, record: dict[str, Any], progress: float, left: float | None) -> None:
+        """Append `record` as a JSON line and draw the bar; `left` is the seconds that remain."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        now = time.monotonic()
+        if self.quiet or now - self._drawn < (0.1 if self._tty else 30.0):
+            return
+        self._drawn = now
+        filled = round(progress * _WIDTH)
+        bar = "#" * filled + " " * (_WIDTH - filled)
+        media = " ".join(f"{name} {loss:.3f}" for name, loss in record["media"].items())
+        eta = "" if left is None else f" ETA {_clock(left)}"
+        line = (
+            f"step {record['step']} [{bar}] {progress:4.0%} loss {record['loss']:.3f} ({media}) "
+            f"{record['tokens_per_second']:,.0f} tokens/s{eta}"
+        )
+        sys.stderr.write(f"\r{line}\x1b[K" if self._tty else f"{line}\n")
+        sys.stderr.flush()
+
+    def close(self, message: str) -> None:
+        """End the line of progress with a message of its own."""
+        if not self.quiet:
+            sys.stderr.write(("\n" if self._tty else "") + message + "\n")
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize  # the torn last line of a killed run
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
