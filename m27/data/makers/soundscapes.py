@@ -17,7 +17,7 @@ import numpy as np
 from m27.data import messages as say
 from m27.data.prompts import ask
 from m27.data.sources import environment, instruments
-from m27.data.sources.base import Document, Side, with_article
+from m27.data.sources.base import Document, Side
 from m27.data.sources.clips import RATE, Samples, level, loudest, on_side
 
 NAME = "soundscapes"
@@ -55,7 +55,7 @@ def events(split: Side) -> dict[str, list[Event]]:
         if item.audio is not None and item.meta["kind"] == "note":
             if item.meta["font"] != instruments.FLUID:
                 continue
-            noun = with_article(item.text)
+            noun = instruments.with_name(item.text)
             clause = f"{noun} {_SING.get(item.text, 'plays')}"
             event = Event(item.text, noun, clause, item.audio)
             found.setdefault(item.text, []).append(event)
@@ -91,7 +91,8 @@ def documents(split: Side, seed: int = 0) -> Iterator[Document]:
         pool = [draw.choice((real, played)) for _ in range(many)]
         names: list[str] = []
         for group in pool:
-            names.append(draw.choice([kind for kind in group if kind not in names]))
+            fresh = [kind for kind in group if kind not in names]
+            names.append(draw.choice(fresh or [kind for kind in kinds if kind not in names]))
         chosen = [draw.choice(kinds[name]) for name in names]
         parts = [event.audio for event in chosen]
         if many == 2 and draw.random() < 0.2:
@@ -113,5 +114,5 @@ def documents(split: Side, seed: int = 0) -> Iterator[Document]:
 
 def vocabulary() -> set[str]:
     """Every clause that a description can hold, for those who check answers."""
-    plays = (f"{with_article(n)} {_SING.get(n, 'plays')}" for n in instruments.INSTRUMENTS)
+    plays = (f"{instruments.with_name(n)} {_SING.get(n, 'plays')}" for n in instruments.INSTRUMENTS)
     return set(itertools.chain(plays, (clause for _, clause in environment.PHRASES.values())))
