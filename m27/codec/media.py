@@ -62,17 +62,19 @@ def read_image(source: Source, limits: Limits = DEFAULT_LIMITS) -> Pixels:
     The first frame of an animation, turned upright by its EXIF tag, alpha composed on white.
     `source` is the bytes themselves or a path. Raises `MediaError`.
     """
-    name, data = _read(source, limits, "image data")
-    if _format(data) not in IMAGE_FORMATS:
-        raise MediaError(f"{name}: not a PNG, JPEG, WebP, GIF or BMP picture")
+    name, image = _load(source, limits)
     with _decoding(name, "picture"):
-        # WebP allocates its canvas while opening, so its size is read before Pillow is asked.
-        _check_pixels(name, _webp_size(data), limits)
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            _check_pixels(name, image.size, limits)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
+        return _to_rgb(image)
+
+
+def read_cutout(source: Source, limits: Limits = DEFAULT_LIMITS) -> Pixels:
+    """Decode as `read_image` does, but keep the transparency: uint8 [H, W, 4], opaque where none.
+
+    For pasting a picture on another. Raises `MediaError`.
+    """
+    name, image = _load(source, limits)
+    with _decoding(name, "picture"):
+        return np.asarray(image.convert("RGBA")).copy()
 
 
 def fit_image(
@@ -297,6 +299,20 @@ def _check_pixels(name: str, size: tuple[int, int], limits: Limits) -> None:
     if width * height > limits.max_pixels:
         cap = f"{limits.max_pixels / 1e6:g} million"
         raise MediaError(f"{name}: {width} x {height} pixels is more than the {cap} allowed")
+
+
+def _load(source: Source, limits: Limits) -> tuple[str, Image.Image]:
+    """The name to use in messages, and the first frame, upright, its pixels loaded."""
+    name, data = _read(source, limits, "image data")
+    if _format(data) not in IMAGE_FORMATS:
+        raise MediaError(f"{name}: not a PNG, JPEG, WebP, GIF or BMP picture")
+    with _decoding(name, "picture"):
+        # WebP allocates its canvas while opening, so its size is read before Pillow is asked.
+        _check_pixels(name, _webp_size(data), limits)
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            _check_pixels(name, image.size, limits)
+            image.load()
+            return name, ImageOps.exif_transpose(image)
 
 
 def _to_rgb(image: Image.Image) -> Pixels:

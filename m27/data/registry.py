@@ -172,7 +172,8 @@ def _download(package: Package, folder: Path) -> None:
             folder,
         )
     elif package.registry == "npm":
-        _run(package, ["npm", "pack", "--silent", f"{package.name}@{package.version}"], folder)
+        spec = f"{package.name}@{package.version}"
+        _run(package, ["npm", "pack", "--loglevel=error", spec], folder)
     else:
         apt = _private_apt(package)
         _run(package, [*apt, "download", f"{package.name}={package.version}"], folder)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import base64
 import html
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ article{background:#fff;border:1px solid #ddd;border-radius:8px;padding:.7rem}
 article header{color:#777;font-size:.75rem;overflow-wrap:anywhere}
 .turn{margin:.45rem 0;padding:.4rem .6rem;border-radius:8px}
 .user{background:#eef2f7}.assistant{background:#e9f6ec}.system,.tool{background:#f6f1e4}
-.turn img{width:128px;height:128px;object-fit:contain;image-rendering:auto;display:block;margin:4px 0}
+.turn img{width:128px;height:128px;object-fit:contain;display:block;margin:4px 0}
 .turn audio{width:100%;height:32px}p{margin:.2rem 0;white-space:pre-wrap}
 """
 
@@ -70,15 +69,12 @@ def show(documents: Iterable[Document], path: str | Path, title: str = "Samples"
 
 
 def _balanced(documents: Iterator[Document], count: int) -> Iterator[Document]:
-    """The first `count`, but no task more than its share of those seen while looking at 4×count."""
-    kept: list[Document] = []
-    times: Counter[str] = Counter()
+    """`count` of the first 4×count, one of each task in turn."""
+    by_task: dict[str, list[Document]] = {}
     for document in islice(documents, 4 * count):
-        share = count // max(1, len(times | Counter([document["task"]])))
-        if times[document["task"]] < max(1, share) and len(kept) < count:
-            times[document["task"]] += 1
-            kept.append(document)
-    return iter(kept)
+        by_task.setdefault(document["task"], []).append(document)
+    turns = (d for row in zip_longest(*by_task.values()) for d in row if d is not None)
+    return islice(turns, count)
 
 
 def _article(document: Document) -> str:

@@ -8,7 +8,6 @@ only. Places are words for the third of the picture that holds the middle of the
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,7 +114,9 @@ def cutouts(split: Side) -> list[Item]:
 
 
 def countable(name: str) -> bool:
-    """Whether a name is in the singular and of plain letters, so that "three …s" can be said."""
+    """Whether a name is a thing in the singular, of plain letters: "three …s" can be said."""
+    if name.endswith("ing") and not name.endswith(("ring", "wing", "king")):
+        return False  # an activity
     return name.replace(" ", "").isalpha() and with_article(name).startswith(("a ", "an "))
 
 
@@ -262,23 +263,19 @@ def _background(rng: random.Random) -> tuple[Image.Image, str, str]:
         ramp = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None, None]
         rows = color * (1 - ramp) + paler * ramp
         pixels = np.broadcast_to(rows, (SIZE, SIZE, 3)).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(pixels)), name, f"on a {name} background"
+        graded = Image.fromarray(np.ascontiguousarray(pixels))
+        return graded, name, f"on {with_article(name)} background"
     fill = (int(color[0]), int(color[1]), int(color[2]))
     return Image.new("RGB", (SIZE, SIZE), fill), name, f"on {with_article(name)} background"
 
 
 @lru_cache(maxsize=4096)
 def _thumbnail(key: str, data: bytes) -> Image.Image:
-    """A cut-out with its transparent margin off, its longer side 96 pixels, RGBA.
-
-    The bytes come from a package whose checksum was verified; `media` has checked their size.
-    """
+    """A cut-out with its transparent margin off, its longer side 96 pixels, RGBA."""
     try:
-        media.read_image(data)
+        whole = Image.fromarray(media.read_cutout(data))
     except media.MediaError as error:
         raise media.MediaError(f"{key}: {error}") from error
-    with Image.open(io.BytesIO(data)) as opened:
-        whole = opened.convert("RGBA")
     box = whole.getchannel("A").point(lambda v: 255 if v > 16 else 0).getbbox()
     cut = whole.crop(box) if box else whole
     scale = 96 / max(cut.size)

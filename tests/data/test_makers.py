@@ -1,0 +1,283 @@
+"""Scenes say what they show, books have no holes and few pictures, wording is consistent."""
+
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from m27.codec import media
+from m27.data import holdout
+from m27.data import messages as say
+from m27.data.makers import books, scenes, triples
+from m27.data.prompts import PROMPTS, ask
+from m27.data.sources import easy_vqa, stamps, storybooks
+from m27.data.sources.base import Item, plain, with_article
+
+TASKS = {
+    "name_picture",
+    "caption_picture",
+    "vqa",
+    "scene_caption",
+    "scene_count",
+    "scene_color",
+    "scene_where",
+    "scene_box",
+    "draw",
+    "story",
+    "story_page",
+    "name_sound",
+    "name_instrument",
+    "name_word",
+    "transcribe",
+    "speak",
+    "sound_for_text",
+    "sound_for_picture",
+    "picture_for_sound",
+    "text",
+}
+
+
+def png(color: tuple[int, int, int], height: int = 20, width: int = 20) -> bytes:
+    return media.png_bytes(np.full((height, width, 3), color, np.uint8))
+
+
+@pytest.fixture
+def pool() -> list[Item]:
+    """Three cut-outs in colors that no background has."""
+    names = {"dog": (1, 255, 1), "cat": (255, 1, 255), "red fox": (1, 1, 255)}
+    return [Item(f"stamps/{n}", n, n, png(c), meta={"alpha": True}) for n, c in names.items()]
+
+
+def box_of(image: np.ndarray, color: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    rows, columns = np.nonzero(np.abs(image.astype(int) - color).sum(2) < 40)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def test_boxes_are_where_the_pixels_are(pool: list[Item]) -> None:
+    for seed in range(30):
+        scene = scenes.related(random.Random(seed), pool[:2])
+        for thing in scene.things:
+            color = (1, 255, 1) if thing.name == "dog" else (255, 1, 255)
+            assert np.abs(np.subtract(box_of(scene.image, color), thing.box)).max() <= 1
+
+
+def test_relations_hold(pool: list[Item]) -> None:
+    seen = set()
+    for seed in range(40):
+        scene = scenes.related(random.Random(seed), pool)
+        one, two = scene.things
+        centre = [((t.box[0] + t.box[2]) / 2, (t.box[1] + t.box[3]) / 2) for t in (one, two)]
+        (x0, y0), (x1, y1) = centre
+        words = re.search(r"to the left of|to the right of|above|below", scene.caption)
+        assert words is not None
+        seen.add(words[0])
+        truth = {
+            "to the left of": x0 < x1,
+            "to the right of": x0 > x1,
+            "above": y0 < y1,
+            "below": y0 > y1,
+        }
+        assert truth[words[0]]
+        assert scene.caption.startswith(one.name)
+        assert two.name in scene.caption
+    assert len(seen) == 4
+
+
+def test_counts_are_said(pool: list[Item]) -> None:
+    for seed in range(40):
+        scene = scenes.counted(random.Random(seed), pool)
+        for name in {t.name for t in scene.things}:
+            number = sum(t.name == name for t in scene.things)
+            assert scenes.amount(number, name) in scene.caption
+        for a in scene.things:
+            for b in scene.things:
+                if a is not b:
+                    apart = a.box[2] <= b.box[0] + 2 or b.box[2] <= a.box[0] + 2
+                    assert apart or a.box[3] <= b.box[1] + 2 or b.box[3] <= a.box[1] + 2
+
+
+def test_shapes_have_their_colors() -> None:
+    for seed in range(20):
+        scene = scenes.shaped(random.Random(seed), [])
+        for thing in scene.things:
+            x, y = (thing.box[0] + thing.box[2]) // 2, (thing.box[1] + thing.box[3]) // 2
+            assert tuple(scene.image[y, x]) == scenes.COLORS[thing.color]
+
+
+@pytest.mark.parametrize(
+    ("box", "place"),
+    [((0, 0, 30, 30), "top left"), ((50, 50, 80, 80), "middle"), ((90, 50, 128, 80), "right")],
+)
+def test_places(box: tuple[int, int, int, int], place: str) -> None:
+    assert scenes.Thing("dog", box).place == place
+
+
+def test_scene_documents(pool: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "cutouts", lambda side: pool)
+    monkeypatch.setitem(scenes.COUNT, "train", 36)
+    monkeypatch.setitem(scenes.COUNT, "test", 12)
+    train, again = (list(scenes.documents("train", 1)) for _ in range(2))
+    other, test = list(scenes.documents("train", 2)), list(scenes.documents("test", 1))
+    assert [words_of(d) for d in train] == [words_of(d) for d in again]
+    assert [words_of(d) for d in train] != [words_of(d) for d in other]
+    assert {d["task"] for d in train} == {task for task, _ in scenes._TASKS}
+    assert len({d["id"] for d in train + test}) == 48
+    for document in test:
+        task = document["task"]
+        if task in ("scene_caption",):
+            assert words_of(document)[0] == PROMPTS[task][0]
+        assert len(document["messages"]) == 2
+    boxes = [words_of(d)[1] for d in test if d["task"] == "scene_box"]
+    assert boxes
+    assert all(re.fullmatch(r"\d+ \d+ \d+ \d+", box) for box in boxes)
+
+
+def words_of(document: Any) -> list[str]:
+    return [say.text_of(message) for message in document["messages"]]
+
+
+def test_plurals() -> None:
+    made = {n: scenes.plural(n) for n in ("dog", "cherry", "bus", "wolf", "sheep", "ox", "key")}
+    assert made == {
+        "dog": "dogs",
+        "cherry": "cherries",
+        "bus": "buses",
+        "wolf": "wolves",
+        "sheep": "sheep",
+        "ox": "oxen",
+        "key": "keys",
+    }
+
+
+def book(story: str, texts: list[str], images: list[bytes | None]) -> list[Item]:
+    return [
+        Item(
+            f"storybooks/{story}/{n:02d}",
+            "the tale",
+            text,
+            image,
+            meta={"story": story, "page": n, "title": "The tale", "credits": ""},
+        )
+        for n, (text, image) in enumerate(zip(texts, images, strict=True))
+    ]
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch) -> list[list[Item]]:
+    texts = ["The tale", *[f"Page {n}. It went on." for n in range(1, 8)]]
+    pictures = [png((n * 20, 90, 90), 30, 40) for n in range(8)]
+    made = [book("1", texts, list(pictures)), book("2", texts[:4], list(pictures[:4]))]
+    monkeypatch.setattr(storybooks, "books", lambda: iter(made))
+    monkeypatch.setattr(holdout, "held_out", lambda source, concept, digest="": False)
+    return made
+
+
+def test_book_documents(shelf: list[list[Item]]) -> None:
+    documents = list(books.documents("train", 0))
+    assert {d["task"] for d in documents} == {"story", "story_page"}
+    assert len({d["id"] for d in documents}) == len(documents)
+    for document in documents:
+        parts = [part for message in document["messages"] for part in message["content"]]
+        shown = [part for part in parts if part["type"] == "image"]
+        assert 1 <= len(shown) <= books.MAX_PICTURES
+        assert all(part["image"].shape == (128, 128, 3) for part in shown)
+        if document["task"] == "story":
+            answer = [part["type"] for part in document["messages"][1]["content"]]
+            assert answer == ["text", "image"] * (len(answer) // 2)
+    assert list(books.documents("test", 0)) == []
+    drawn = [d for d in documents if d["id"].startswith("story_page:picture")]
+    assert len(drawn) == 12, "every page is drawn once"
+
+
+def test_book_ends_before_a_dropped_page(
+    shelf: list[list[Item]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaked = shelf[0][4].content_hash
+    monkeypatch.setattr(holdout, "near_duplicates", lambda: frozenset({leaked}))
+    assert [len(pages) for pages in books.books("train")] == [4, 4]
+
+
+def test_long_pages_keep_whole_sentences() -> None:
+    assert books.shorten("One two. Three four five.", 3) == "One two."
+    assert books.shorten("One two three four.", 3) == ""
+    assert books.shorten("One\n two", 3) == "One two"
+
+
+def test_triples(monkeypatch: pytest.MonkeyPatch) -> None:
+    wave = np.sin(np.arange(8000) / 9).astype(np.float32)
+
+    def sounds() -> Iterator[Item]:
+        for key, side in (
+            ("animals/dog", "train"),
+            ("symbols/a", "train"),
+            ("animals/owl", "test"),
+        ):
+            name = key.split("/")[1]
+            yield Item(f"stamps/{key}", name, name, png((9, 9, 9)), wave, {"split": side})
+
+    monkeypatch.setattr(stamps, "sounds", sounds)
+    monkeypatch.setattr(stamps, "spoken", lambda: iter(()))
+    tasks = [d["task"] for d in triples.documents("train", 0)]
+    assert tasks == ["sound_for_picture", "picture_for_sound", "name_sound", "sound_for_text"]
+    heard = next(d for d in triples.documents("test", 0) if d["task"] == "name_sound")
+    assert words_of(heard) == [PROMPTS["name_sound"][0], "owl"]
+
+
+def test_trim_cuts_silence_and_length() -> None:
+    wave = np.zeros(80_000, np.float32)
+    wave[20_000:78_000] = 0.3
+    cut = stamps.trim(wave, 3.0)
+    assert cut.size == 48_000
+    assert abs(float(np.abs(cut).max()) - 0.9) < 1e-6
+    assert abs(float(cut[-1])) < 1e-6, "faded out"
+    assert stamps.trim(np.zeros(100, np.float32), 3.0).size == 0
+
+
+def test_easy_vqa_questions_are_balanced() -> None:
+    pairs = [("what color is the shape?", "red"), ("what shape is it?", "circle")]
+    pairs += [(f"is it {n}?", "no") for n in range(9)] + [("is it red?", "yes")]
+    chosen = easy_vqa._choose(pairs, random.Random(0))
+    assert sorted(answer for _, answer in chosen) == ["circle", "no", "red", "yes"]
+
+
+def test_every_task_has_several_phrasings() -> None:
+    assert set(PROMPTS) >= TASKS
+    for task, phrasings in PROMPTS.items():
+        assert len(set(phrasings)) == len(phrasings)
+        assert len(phrasings) >= 3 or task in ("vqa", "text"), task
+        places = {"{text}" in phrasing for phrasing in phrasings}
+        assert len(places) == 1, f"{task}: some phrasings take a text and some do not"
+
+
+def test_asking() -> None:
+    assert ask("draw", text="a dog") == "Draw a dog."
+    assert {ask("draw", random.Random(n), text="x") for n in range(60)} == {
+        phrasing.format(text="x") for phrasing in PROMPTS["draw"]
+    }
+    with pytest.raises(KeyError):
+        ask("nothing")
+
+
+def test_house_style() -> None:
+    assert plain("A red fox.") == "red fox"
+    assert with_article("owl") == "an owl"
+    assert with_article("unicorn") == "a unicorn"
+    assert with_article("scissors") == "scissors"
+    assert with_article("two dogs") == "two dogs"
+    assert with_article("bus") == "a bus"
+    assert with_article("flag of peru") == "the flag of peru"
+
+
+def test_pictures_keep_their_proportions() -> None:
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 255
+    photograph = say.picture(Item("x/1", "", "", media.png_bytes(wide)))["image"]
+    assert photograph.min() == 255, "the middle square"
+    whole = say.picture(Item("x/1", "", "", media.png_bytes(wide), meta={"alpha": True}))["image"]
+    assert (whole[0] == 255).all(), "on white"
+    assert whole[64, 5].max() < 20, "whole"
+    with pytest.raises(media.MediaError, match="x/2"):
+        say.picture(Item("x/2", "", "", b"nothing"))
