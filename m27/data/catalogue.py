@@ -26,11 +26,21 @@ PICTURES: dict[str, str] = {
     "scenes": "m27.data.makers.scenes",
     "triples": "m27.data.makers.triples",
 }
+SOUNDS: dict[str, str] = {
+    "environment": "m27.data.sources.environment",
+    "spoken_words": "m27.data.sources.spoken_words",
+    "spoken_digits": "m27.data.sources.spoken_digits",
+    "instruments": "m27.data.sources.instruments",
+    "speech": "m27.data.sources.speech",
+    "kokoro": "m27.data.sources.kokoro",
+    "soundscapes": "m27.data.makers.soundscapes",
+}
+EVERY: dict[str, str] = {**PICTURES, **SOUNDS}
 
 
 def documents(name: str) -> Documents:
     """The document maker called `name`; KeyError naming the known ones where there is none."""
-    if name not in PICTURES:
-        raise KeyError(f"no documents called {name!r}; there are: {', '.join(PICTURES)}")
-    made: Documents = importlib.import_module(PICTURES[name]).documents
+    if name not in EVERY:
+        raise KeyError(f"no documents called {name!r}; there are: {', '.join(EVERY)}")
+    made: Documents = importlib.import_module(EVERY[name]).documents
     return made
