@@ -1,6 +1,9 @@
 """Every sound of every source, one side at a time: what the audio codec learns from."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from m27.data.sources import (
     asterisk,
@@ -11,29 +14,36 @@ from m27.data.sources import (
     spoken_digits,
     spoken_orders,
     spoken_words,
+    stamps,
 )
 from m27.data.sources.base import Document, Item, Side
+from m27.data.sources.clips import stored
 
+
+def stamp_sounds() -> Iterator[Item]:
+    """Sound effects and spoken captions of the stamps, as `stamps` yields them, decoded once."""
+    yield from stored("stamps", "1", lambda: chain(stamps.sounds(), stamps.spoken()))
+
+
+# Name → items. Evaluation and training of the codec go through them in this order.
 SOURCES: dict[str, Callable[[], Iterator[Item]]] = {
-    module.NAME: module.items
-    for module in (
-        environment,
-        sonic_pi,
-        spoken_words,
-        spoken_digits,
-        spoken_orders,
-        instruments,
-        speech,
-        asterisk,
-    )
+    environment.NAME: environment.items,
+    sonic_pi.NAME: sonic_pi.items,
+    stamps.NAME: stamp_sounds,
+    spoken_words.NAME: spoken_words.items,
+    spoken_digits.NAME: spoken_digits.items,
+    spoken_orders.NAME: spoken_orders.items,
+    instruments.NAME: instruments.items,
+    speech.NAME: speech.items,
+    asterisk.NAME: asterisk.items,
 }
 
 
 def sounds(split: Side) -> Iterator[Item]:
     """Items with float32 [T] mono 16 kHz audio in −1..1, source after source in a fixed order.
 
-    The first pass prepares the clips (minutes); later ones read them from disk (seconds). The
-    loudness of every clip is the same (`clips.level`), so a user of them need not normalise.
+    The first pass prepares the clips (minutes); later ones read them from disk (seconds). Clips of
+    one source have one loudness (`clips.level`), so a user of them need not normalise.
     """
     for items in SOURCES.values():
         yield from (item for item in items() if item.meta["split"] == split)
