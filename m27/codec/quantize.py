@@ -1,7 +1,9 @@
-"""Finite scalar quantisation: a codebook that cannot collapse, because it is a grid and not a table.
+"""Finite scalar quantisation: a codebook that cannot collapse, because it is a grid and not a
+table.
 
-Each latent dimension is bounded and rounded to one of a few levels; a code is the mixed-radix number
-of its digits. Source: Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple" (2023).
+Each latent dimension is bounded and rounded to one of a few levels; a code is the mixed-radix
+number of its digits. Source: Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple"
+(2023).
 
 Shape suffixes: B batch, N codes, D latent dimensions.
 """
@@ -17,8 +19,8 @@ from torch import Tensor, nn
 class FSQ(nn.Module):
     """Quantiser with ``levels[i]`` equally spaced values in dimension i.
 
-    ``size`` is the number of codes (the product of the levels), ``dim`` the latent width. Digit 0 is the
-    least significant: ``index = sum(digit[i] * prod(levels[:i]))``.
+    ``size`` is the number of codes (the product of the levels), ``dim`` the latent width. Digit 0
+    is the least significant: ``index = sum(digit[i] * prod(levels[:i]))``.
 
     Raises:
         ValueError: if there are no levels, or one is below 2.
@@ -42,8 +44,8 @@ class FSQ(nn.Module):
         """Quantise latents ``[..., D]`` to values in [-1, 1] and to codes ``[...]`` (int64).
 
         The rounding passes gradients straight through. ``noise`` (training only) is the share of
-        latents that get uniform noise of a rounding step instead of rounding, which keeps the encoder's
-        gradient honest near the edges of a cell.
+        latents that get uniform noise of a rounding step instead of rounding, which keeps the
+        encoder's gradient honest near the edges of a cell.
         """
         tops = self.tops.to(z_BND.dtype)
         unit = torch.tanh(z_BND) * 0.5 + 0.5  # (0, 1)

@@ -1,4 +1,5 @@
-"""FSQ: indices, digits and vectors are three spellings of one thing; gradients pass; every code can be reached."""
+"""FSQ: indices, digits and vectors are three spellings of one thing; gradients pass; every code
+can be reached."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ def test_indices_and_vectors_agree(levels: tuple[int, ...]) -> None:
     z = torch.randn(3, 50, len(levels)) * 3
     q, idx = fsq(z)
     assert torch.allclose(fsq.vectors(idx), q, atol=1e-6)
-    assert int(idx.min()) >= 0 and int(idx.max()) < fsq.size
+    assert int(idx.min()) >= 0
+    assert int(idx.max()) < fsq.size
 
 
 def test_every_code_round_trips() -> None:
@@ -32,7 +34,8 @@ def test_gradient_passes_straight_through() -> None:
     fsq = FSQ((4, 4))
     z = torch.zeros(1, 1, 2, requires_grad=True)
     fsq(z)[0].sum().backward()
-    assert z.grad is not None and bool((z.grad > 0).all())
+    assert z.grad is not None
+    assert bool((z.grad > 0).all())
 
 
 def test_bad_levels_are_named() -> None:
