@@ -177,7 +177,7 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> list[list[Item]]:
 
 def test_book_documents(shelf: list[list[Item]]) -> None:
     documents = list(books.documents("train", 0))
-    assert {d["task"] for d in documents} == {"story", "story_page"}
+    assert {d["task"] for d in documents} == {"story", "story_page", "story_text", "story_next"}
     assert len({d["id"] for d in documents}) == len(documents)
     for document in documents:
         parts = [part for message in document["messages"] for part in message["content"]]

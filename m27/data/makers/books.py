@@ -22,7 +22,10 @@ MAX_PICTURES = 4
 
 
 def documents(split: Side, seed: int) -> Iterator[Document]:
-    """Of every book of one side: its beginning as a story, and each page as pieces, all mixed."""
+    """Of every book of one side: its beginning as a story, and each page as pieces, all mixed.
+
+    Tasks: story, story_page (text → picture), story_text (picture → text), story_next.
+    """
     plans: list[tuple[str, list[Item]]] = []
     for pages in books(split):
         plans += _stories(pages, seed)
@@ -99,10 +102,10 @@ def _document(kind: str, pages: list[Item], split: Side, seed: int) -> Document:
     if kind == "text":
         asked = [say.picture(first), say.words(ask("story_text", rng))]
         answer = [say.words(shorten(first.text))]
-        return say.document(name, "story_page", NAME, say.turn(asked, answer))
+        return say.document(name, "story_text", NAME, say.turn(asked, answer))
     if kind == "next":
         asked = [*_page(first), say.words(ask("story_next", rng))]
-        return say.document(name, "story_page", NAME, say.turn(asked, _page(pages[1])))
+        return say.document(name, "story_next", NAME, say.turn(asked, _page(pages[1])))
     wish = say.words(ask("story", rng, text=str(first.meta["title"]).strip().rstrip(".")))
     told = [part for page in pages for part in _page(page)]
     return say.document(name, "story", NAME, say.turn([wish], told))

@@ -26,7 +26,7 @@ from m27.data.sources.base import Document, Item, Side, of_split, plain, with_ar
 
 NAME = "scenes"
 SIZE = 128
-COUNT = {"train": 6000, "test": 600}
+COUNT = {"train": 12_000, "test": 600}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 COLORS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
@@ -89,7 +89,7 @@ class Scene:
 
 
 def documents(split: Side, seed: int) -> Iterator[Document]:
-    """6,000 scenes to train on and 600 to test, a document each: six tasks in turn."""
+    """12,000 scenes to train on and 600 to test, a document each: six tasks in turn."""
     pool = cutouts(split)
     for number in range(COUNT[split]):
         rng = random.Random(f"{NAME}:{split}:{seed}:{number}")

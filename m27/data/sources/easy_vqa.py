@@ -81,7 +81,7 @@ def documents(split: Side, seed: int) -> Iterator[Document]:
     """vqa and draw.
 
     Train: a picture with up to four of its questions in turn (a picture costs more tokens than
-    they do), those with a name or color for an answer first; every fourth picture also to draw.
+    they do), then once more with others; every fourth picture also to draw.
     Test: one document a question.
     """
     for number, item in enumerate(say.shuffled(of_split(items(), split), seed)):
@@ -93,11 +93,17 @@ def documents(split: Side, seed: int) -> Iterator[Document]:
                 messages = say.turn(asked, [say.words(answer)])
                 yield say.document(f"{item.key}/{index}", "vqa", NAME, messages)
         else:
-            messages = []
-            for question, answer in _choose(pairs, random.Random(f"{seed}:{item.key}")):
-                asked = [say.words(ask("vqa", None, text=question))]
-                messages += say.turn(asked if messages else [shown, *asked], [say.words(answer)])
-            yield say.document(item.key, "vqa", NAME, messages)
+            draw = random.Random(f"{seed}:{item.key}")
+            for index in range(2):
+                chosen = _choose(pairs, draw)
+                pairs = [pair for pair in pairs if pair not in chosen]
+                messages: list[say.Message] = []
+                for question, answer in chosen:
+                    asked = [say.words(ask("vqa", None, text=question))]
+                    first = [] if messages else [shown]
+                    messages += say.turn([*first, *asked], [say.words(answer)])
+                if messages:
+                    yield say.document(f"{item.key}/{index}", "vqa", NAME, messages)
         if number % 4 == 0 and " " in item.text:
             rng = say.phrasing(split, seed, item.key)
             wish = say.words(ask("draw", rng, text=with_article(item.text)))
