@@ -293,3 +293,17 @@ def test_the_stream_of_sounds_keeps_to_one_side(monkeypatch):
 
     monkeypatch.setattr(sounds, "SOURCES", {"toy": items, "more": items})
     assert [item.key for item in sounds.sounds("test")] == ["toy/test", "toy/test"]
+
+
+def test_documents_come_from_each_source_in_turn(monkeypatch):
+    class Module:
+        def __init__(self, name, count):
+            self.name, self.count = name, count
+
+        def documents(self, split, seed):
+            yield from (f"{split}{seed}-{self.name}{i}" for i in range(self.count))
+
+    monkeypatch.setattr(sounds, "TASKS", (Module("a", 1), Module("b", 3)))
+    assert list(sounds.documents("train", 5)) == [
+        "train5-a0", "train5-b0", "train5-b1", "train5-b2",
+    ]  # fmt: skip

@@ -38,6 +38,8 @@ SOURCES: dict[str, Callable[[], Iterator[Item]]] = {
     asterisk.NAME: asterisk.items,
 }
 
+TASKS = (environment, spoken_words, spoken_digits, instruments, speech)
+
 
 def sounds(split: Side) -> Iterator[Item]:
     """Items with float32 [T] mono 16 kHz audio in −1..1, source after source in a fixed order.
@@ -50,6 +52,15 @@ def sounds(split: Side) -> Iterator[Item]:
 
 
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
-    """Documents of every source that has tasks, source after source; shuffled within a source."""
-    for module in (environment, spoken_words, spoken_digits, instruments, speech):
-        yield from module.documents(split, seed)
+    """Documents of every source that has tasks, one of each in turn, until all are used up.
+
+    For looking and for small mixtures: a build that takes the sources one by one has them already.
+    """
+    streams = [module.documents(split, seed) for module in TASKS]
+    while streams:
+        for stream in list(streams):
+            made = next(stream, None)
+            if made is None:
+                streams.remove(stream)
+            else:
+                yield made
