@@ -11,7 +11,6 @@ Shapes: T samples of one utterance.
 import ctypes
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -58,7 +57,7 @@ class _Library:
         if not found:
             raise SourceError(f"{folder}: no eSpeak NG library for this system")
         self.calls = ctypes.CDLL(str(found[0]))
-        data = str(_data_folder(folder)).encode()
+        data = str(folder / "espeak-ng-data").encode()
         self.rate = int(self.calls.espeak_Initialize(_SYNCHRONOUS, 0, data, 1 << 15))
         if self.rate <= 0:
             raise SourceError(
@@ -80,11 +79,6 @@ class _Library:
         """Choose a voice; `SourceError` if there is none of that name."""
         if self.calls.espeak_SetVoiceByName(name.encode()) != 0:
             raise SourceError(f"eSpeak NG has no voice {name!r}")
-
-
-def _data_folder(folder: Path) -> Path:
-    """The folder that holds `phontab`."""
-    return folder / "espeak-ng-data"
 
 
 @functools.cache

