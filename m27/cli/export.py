@@ -41,10 +41,11 @@ def export(
         decoder = checkpoint.load(model)
         checkpoint.save(decoder, out, dtype=torch.bfloat16)
         vocabulary = Vocabulary.from_tokenizer_json(read_json(model / "tokenizer.json"))
-        write_json(out / "generation_config.json", generation_config(vocabulary.control))
+        if not (model / "generation_config.json").is_file():
+            write_json(out / "generation_config.json", generation_config(vocabulary.control))
         # The codecs go along, so that whoever samples codes elsewhere can turn them into media,
         # and so that the folder is a whole model for every command of ours too.
-        for name in (*TOKENIZER_FILES, *CODEC_FILES, "README.md"):
+        for name in (*TOKENIZER_FILES, *CODEC_FILES, "generation_config.json", "README.md"):
             if (model / name).is_file():
                 shutil.copyfile(model / name, out / name)
     print(f"{out}: stock checkpoint, {decoder.config.family}, bfloat16")

@@ -5,6 +5,7 @@ project and were not trained on. Sounds and texts are bounded so that the whole 
 minutes on two cores, where a second of sound takes 80 steps and a picture 130.
 """
 
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,18 +46,20 @@ WORDS = {"modalities": ("text",), "max_tokens": 48, "temperature": 0.0}
 STOPS = (
     Stop("A question", "text", "What is the capital of France?", options=WORDS),
     Stop("A caption", "caption_picture", sample="caption.png", options=WORDS),
-    Stop("A question about a picture", "vqa", "What color is the shape?", "vqa.png", WORDS),
+    Stop("A question about a picture", "vqa", "what color is the shape?", "vqa.png", WORDS),
     Stop("A picture from words", "draw", "a red apple", options={"plan": ("image",)}),
     Stop(
         "A story with pictures",
         "story",
-        "the little elephant",
+        "The little elephant",
         options={"plan": ("text", "image") * 3, "max_text": 48, "temperature": 0.7},
     ),
     Stop("What a sound is", "name_sound", sample="sound.wav", options=WORDS),
     Stop("Speech to text", "transcribe", sample="speech.wav", options=WORDS),
     Stop("Text to speech", "speak", "good morning", options=seconds_of_sound(0.6, 2.5)),
-    Stop("A sound for a word", "sound_for_text", "a dog", options=seconds_of_sound(0.5, 2.0)),
+    Stop(
+        "A sound for a word", "sound_for_text", "a dog barking", options=seconds_of_sound(0.5, 2.0)
+    ),
     Stop(
         "A sound for a picture",
         "sound_for_picture",
@@ -108,8 +111,6 @@ def read_sample(stop: Stop, samples: Path) -> list[dict[str, Any]]:
 
 def announce(number: int, title: str, parts: list[dict[str, Any]]) -> None:
     """Print the heading of an exchange, and what is said and shown in it."""
-    import sys
-
     from m27.cli import terminal
 
     how = terminal.protocol(sys.stdout)
