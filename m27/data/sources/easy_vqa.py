@@ -90,8 +90,8 @@ def documents(split: Side, seed: int) -> Iterator[Document]:
         if split == "test":
             for index, (question, answer) in enumerate(pairs):
                 asked = [shown, say.words(ask("vqa", None, text=question))]
-                messages = say.turn(asked, [say.words(answer)])
-                yield say.document(f"{item.key}/{index}", "vqa", NAME, messages)
+                one = say.turn(asked, [say.words(answer)])
+                yield say.document(f"{item.key}/{index}", "vqa", NAME, one)
         else:
             draw = random.Random(f"{seed}:{item.key}")
             for index in range(2):
