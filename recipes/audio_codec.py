@@ -1,7 +1,9 @@
-"""Trains the audio codec, in one command: ``python -m recipes.audio_codec --minutes 30 --threads 1``.
+"""Trains the audio codec, in one command: ``python -m recipes.audio_codec --minutes 30 --threads
+1``.
 
-Fetches Whisper-base's weights, has them hear every training sound once (kept in ``.cache/codecs/audio-train``),
-then trains encoder and decoder on those features. A stopped run goes on where it was.
+Fetches Whisper-base's weights, has them hear every training sound once (kept in
+``.cache/codecs/audio-train``), then trains encoder and decoder on those features. A stopped run
+goes on where it was.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Sound ↔ codes: 16 kHz mono, 40 codes a second, one FSQ codebook of 8,192.
 
-The encoder joins the first blocks of Whisper's encoder (what is said) with a convolutional branch on log-mel and
-pitch salience (how it sounds), at 40 Hz, and quantises. The decoder is convolutions with a little look-ahead
-that predict pitch and two envelopes for a source-filter synthesis, so that it streams. It reads no files but its
-own weights; bytes of sounds are ``codec.media``'s business.
+The encoder joins the first blocks of Whisper's encoder (what is said) with a convolutional
+branch on log-mel and pitch salience (how it sounds), at 40 Hz, and quantises. The decoder is
+convolutions with a little look-ahead that predict pitch and two envelopes for a source-filter
+synthesis, so that it streams. It reads no files but its own weights; bytes of sounds are
+``codec.media``'s business.
 
 Shape suffixes: B batch, T samples, N codes, F frames (two a code), D width.
 """
@@ -103,10 +104,11 @@ class Encoder(nn.Module):
         self.register_buffer("variance", torch.ones(len(config.levels)))
 
     def forward(self, heard_BND: Tensor, acoustic_BFM: Tensor) -> Tensor:
-        """Whisper's states at 40 Hz and acoustic features at 80 Hz → latents that fill the FSQ's cells evenly.
+        """Whisper's states at 40 Hz and acoustic features at 80 Hz → latents that fill the FSQ's
+        cells evenly.
 
-        Latents are standardised (by the batch in training, by running averages after), so that no level of
-        the codebook goes unused; 0.9 is the deviation whose tanh is nearly uniform.
+        Latents are standardised (by the batch in training, by running averages after), so that
+        no level of the codebook goes unused; 0.9 is the deviation whose tanh is nearly uniform.
         """
         x = self.acoustic_down(F.gelu(self.acoustic_in(acoustic_BFM.transpose(1, 2))))
         x = x.transpose(1, 2) + self.heard_in(self.heard_norm(heard_BND))
@@ -137,7 +139,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, 2 * (2 * config.bands + PITCH_BINS + 1))
         self.look_ahead = min(config.look_ahead, config.decoder_blocks)
-        self.look_back = sum(block.sides[0] for block in self.blocks)
+        self.look_back = 6 * config.decoder_blocks - self.look_ahead
 
     def hidden(self, q_BND: Tensor) -> Tensor:
         """Codebook vectors ``[B, N, levels]`` → hidden states ``[B, N, D]``."""
@@ -147,8 +149,8 @@ class Decoder(nn.Module):
         return cast(Tensor, self.norm(x))
 
     def frames(self, h_BND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hidden states → pitch logits ``[B, 2N, 128]``, voicing logit ``[B, 2N]``, tone and noise envelopes
-        ``[B, 2N, bands]`` (natural logarithm)."""
+        """Hidden states → pitch logits ``[B, 2N, 128]``, voicing logit ``[B, 2N]``, tone and
+        noise envelopes ``[B, 2N, bands]`` (natural logarithm)."""
         out = self.head(h_BND).float().unflatten(-1, (2, -1)).flatten(1, 2)
         pitch, voicing, tone, noise = out.split([PITCH_BINS, 1, self.bands, self.bands], -1)
         return pitch, voicing.squeeze(-1), tone.clamp(-14, 4) - 3, noise.clamp(-14, 4) - 4
@@ -172,7 +174,9 @@ class AudioCodec(nn.Module):
         self.config = config or AudioConfig()
         c = self.config
         self.levels = c.levels
-        self.ear = WhisperEncoder(c.whisper_blocks, c.whisper_dim, c.whisper_heads, c.whisper_frames)
+        self.ear = WhisperEncoder(
+            c.whisper_blocks, c.whisper_dim, c.whisper_heads, c.whisper_frames
+        )
         self.encoder = Encoder(c)
         self.quantizer = FSQ(c.levels)
         self.decoder = Decoder(c)
@@ -188,7 +192,8 @@ class AudioCodec(nn.Module):
         return packing.revision(packing.pack(self.state_dict()))
 
     def features(self, wave_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Waves (T a multiple of 400) → the ear's states ``[B, N, D]`` and acoustic features ``[B, 2N, 224]``.
+        """Waves (T a multiple of 400) → the ear's states ``[B, N, D]`` and acoustic features
+        ``[B, 2N, 224]``.
 
         Long sounds go through the ear in windows of 6 s with 1 s of context on either side.
         """
@@ -212,13 +217,17 @@ class AudioCodec(nn.Module):
 
     @torch.no_grad()
     def encode(self, wave_BT: Tensor) -> Tensor:
-        """Waves in -1..1 → codes ``[B, N]`` (int64), N = T / 400 rounded up; the last code is padded with silence.
+        """Waves in -1..1 → codes ``[B, N]`` (int64), N = T / 400 rounded up; the last code is
+        padded with silence.
 
         Raises:
-            ValueError: if the wave is not two-dimensional, is empty, or holds a value that is not finite.
+            ValueError: if the wave is not two-dimensional, is empty, or holds a value that is not
+                finite.
         """
         if wave_BT.ndim != 2 or wave_BT.shape[1] == 0:
-            raise ValueError(f"audio codec: expected samples [B, T] with T > 0, got {list(wave_BT.shape)}")
+            raise ValueError(
+                f"audio codec: expected samples [B, T] with T > 0, got {list(wave_BT.shape)}"
+            )
         if not bool(torch.isfinite(wave_BT).all()):
             raise ValueError("audio codec: a sample is not a finite number")
         wave_BT = F.pad(wave_BT.float(), (0, -wave_BT.shape[1] % HOP))
@@ -233,7 +242,9 @@ class AudioCodec(nn.Module):
             ValueError: if codes are not two-dimensional, none, or outside the codebook.
         """
         if codes_BN.ndim != 2 or codes_BN.shape[1] == 0:
-            raise ValueError(f"audio codec: expected codes [B, N] with N > 0, got {list(codes_BN.shape)}")
+            raise ValueError(
+                f"audio codec: expected codes [B, N] with N > 0, got {list(codes_BN.shape)}"
+            )
         self._check(codes_BN)
         frames = self.predict(codes_BN)
         start = torch.full_like(frames[0][:, 0], REST)
@@ -241,7 +252,8 @@ class AudioCodec(nn.Module):
         return self.render(pitch, start, start.double() * 0, 0, frames[2], frames[3])
 
     def predict(self, codes_BN: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Codes → pitch in Hz and voiced (bool), ``[B, 2N]``, and tone and noise envelopes ``[B, 2N, bands]``."""
+        """Codes → pitch in Hz and voiced (bool), ``[B, 2N]``, and tone and noise envelopes ``[B,
+        2N, bands]``."""
         logits, voicing, tone, noise = self.decoder.frames(
             self.decoder.hidden(self.quantizer.vectors(codes_BN))
         )
@@ -258,13 +270,16 @@ class AudioCodec(nn.Module):
         return AudioStream(self)
 
     def _check(self, codes: Tensor) -> None:
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codebook_size):
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
             raise ValueError(f"audio codec: a code is outside 0..{self.codebook_size - 1}")
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``audio_codec.safetensors`` into ``folder`` (large matrices int8 a row, the rest float16 or 32)."""
+        """Write ``audio_codec.safetensors`` into ``folder`` (large matrices int8 a row, the rest
+        float16 or 32)."""
         config = json.dumps(asdict(self.config))
-        return packing.write(Path(folder) / FILE, packing.pack(self.state_dict()), {"config": config})
+        return packing.write(
+            Path(folder) / FILE, packing.pack(self.state_dict()), {"config": config}
+        )
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> AudioCodec:
@@ -296,7 +311,8 @@ def at_codes(states_BFD: Tensor, n: int) -> Tensor:
 
 
 def hold_from(start_B: Tensor, pitch_BF: Tensor, voiced_BF: Tensor) -> Tensor:
-    """Unvoiced frames keep the pitch of the last voiced frame, those before any have ``start_B``; ``[B, F]``."""
+    """Unvoiced frames keep the pitch of the last voiced frame, those before any have
+    ``start_B``; ``[B, F]``."""
     known = torch.cat([start_B[:, None], pitch_BF], 1)
     return hold(known, F.pad(voiced_BF, (1, 0), value=True))[:, 1:]
 
@@ -304,8 +320,9 @@ def hold_from(start_B: Tensor, pitch_BF: Tensor, voiced_BF: Tensor) -> Tensor:
 class AudioStream:
     """Decodes codes as they come: ``push`` gives the samples that are certain, ``flush`` the rest.
 
-    What it gives in all equals ``decode`` of all codes (within rounding): each step repeats enough codes
-    before and holds back the samples that codes to come could still change, some 8 codes (0.2 s).
+    What it gives in all equals ``decode`` of all codes (within rounding): each step repeats
+    enough codes before and holds back the samples that codes to come could still change, some 8
+    codes (0.2 s).
     """
 
     def __init__(self, codec: AudioCodec) -> None:

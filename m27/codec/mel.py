@@ -1,6 +1,7 @@
 """Sound → features: mel filters, Whisper's log-mel, the acoustic log-mel and the pitch salience.
 
-Everything here is fixed signal processing on 16 kHz mono; nothing is learned, and codes are not known.
+Everything here is fixed signal processing on 16 kHz mono; nothing is learned, and codes are not
+known.
 
 Shape suffixes: B batch, T samples, F frames, M mel bands, L pitch bins, K spectrum bins.
 """
@@ -39,7 +40,8 @@ def _mel_to_hz(mel: Tensor) -> Tensor:
 def mel_filters(n_mels: int, n_fft: int, rate: int = RATE) -> Tensor:
     """Triangular filters ``[n_mels, n_fft // 2 + 1]`` of equal area, 0 Hz to ``rate / 2``.
 
-    Slaney's mel scale and normalisation, as Whisper has them. The result is shared: do not write to it.
+    Slaney's mel scale and normalisation, as Whisper has them. The result is shared: do not write
+    to it.
     """
     bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * rate / n_fft
     top = _hz_to_mel(torch.tensor(rate / 2, dtype=torch.float64))
@@ -85,10 +87,11 @@ def acoustic_log_mel(wave_BT: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _lag_table() -> Tensor:
-    """Power spectrum → normalised autocorrelation ``[769, 129]``: one column a pitch bin, the last for lag 0.
+    """Power spectrum → normalised autocorrelation ``[769, 129]``: one column a pitch bin, the
+    last for lag 0.
 
-    The autocorrelation at a (fractional) period is a cosine sum over the power spectrum, up to 6 kHz (above,
-    it only blurs the peaks); each is divided by the window's own.
+    The autocorrelation at a (fractional) period is a cosine sum over the power spectrum, up to 6
+    kHz (above, it only blurs the peaks); each is divided by the window's own.
     """
     size = 2 * _PITCH_WINDOW
     bins = torch.arange(_PITCH_TOP, dtype=torch.float64)
@@ -109,9 +112,9 @@ def pitch_hz(bins: Tensor) -> Tensor:
 def pitch_salience(wave_BT: Tensor) -> Tensor:
     """Waves (T a multiple of 200) → periodicity ``[B, T // 200, 128]`` in about 0..1, a pitch a bin.
 
-    Autocorrelation of a Hann window divided by the window's own, so that a steady tone is near 1 at its
-    period. Frame j is centred on sample 200 (j + 1), where block j of the synthesis ends. Source:
-    Boersma, "Accurate short-term analysis of the fundamental frequency" (1993).
+    Autocorrelation of a Hann window divided by the window's own, so that a steady tone is near 1
+    at its period. Frame j is centred on sample 200 (j + 1), where block j of the synthesis ends.
+    Source: Boersma, "Accurate short-term analysis of the fundamental frequency" (1993).
     """
     table = _lag_table().to(wave_BT.device)
     half = _PITCH_WINDOW // 2
@@ -125,8 +128,8 @@ def pitch_salience(wave_BT: Tensor) -> Tensor:
 def pitch_track(salience_BFL: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
     """Salience → pitch in bins ``[B, F]`` (float) and voiced ``[B, F]`` (bool).
 
-    The higher of two nearly equal peaks wins (the period's multiples are peaks too). An unvoiced frame keeps
-    the pitch before it; frames before the first voiced one have its pitch.
+    The higher of two nearly equal peaks wins (the period's multiples are peaks too). An unvoiced
+    frame keeps the pitch before it; frames before the first voiced one have its pitch.
     """
     bins = torch.arange(PITCH_BINS, device=salience_BFL.device)
     score = salience_BFL + bins * (0.06 / PITCH_STEPS)

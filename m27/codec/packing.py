@@ -1,4 +1,5 @@
-"""Weights ↔ a small safetensors file: large matrices as int8 with a scale a row, the rest as float16.
+"""Weights ↔ a small safetensors file: large matrices as int8 with a scale a row, the rest as
+float16.
 
 It knows no module, only named tensors.
 """
@@ -78,6 +79,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(str(path), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+            return tensors, dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from error

@@ -1,8 +1,10 @@
-"""Source and filter: pitch and two spectral envelopes a frame → a wave. Fixed signal processing, no weights.
+"""Source and filter: pitch and two spectral envelopes a frame → a wave. Fixed signal processing,
+no weights.
 
-A band-limited pulse train at the pitch and a fixed noise are each shaped by an envelope in the short-time
-spectrum and added. The network so never has to learn phase, which is what costs vocoders their long
-training. Source: the source-filter model of speech; Engel et al., "DDSP" (2020), for training through it.
+A band-limited pulse train at the pitch and a fixed noise are each shaped by an envelope in the
+short-time spectrum and added. The network so never has to learn phase, which is what costs
+vocoders their long training. Source: the source-filter model of speech; Engel et al., "DDSP"
+(2020), for training through it.
 
 Shape suffixes: B batch, T samples, F frames (80 a second), K spectrum bins, E envelope bands.
 """
@@ -28,9 +30,9 @@ _NOISE = 1 << 16
 
 @dataclass(frozen=True)
 class Frames:
-    """What the synthesis needs of F frames: ``pitch_BF`` in Hz at each frame's end, ``start_B`` the pitch
-    before the first, ``phase_B`` (float64, turns) and sample number ``at`` where the first frame begins,
-    and natural-log envelopes ``tone_BFE``, ``noise_BFE``."""
+    """What the synthesis needs of F frames: ``pitch_BF`` in Hz at each frame's end, ``start_B``
+    the pitch before the first, ``phase_B`` (float64, turns) and sample number ``at`` where the
+    first frame begins, and natural-log envelopes ``tone_BFE``, ``noise_BFE``."""
 
     pitch_BF: Tensor
     start_B: Tensor
@@ -62,14 +64,16 @@ def _spread(bands: int) -> Tensor:
 
 
 def advance(pitch_BF: Tensor, start_B: Tensor, phase_B: Tensor) -> Tensor:
-    """Phase in turns (float64, 0..1) where each frame begins, ``[B, F + 1]``; the last is where they end."""
+    """Phase in turns (float64, 0..1) where each frame begins, ``[B, F + 1]``; the last is where
+    they end."""
     ends = torch.cat([start_B[:, None], pitch_BF], 1).double()
     turns = (ends[:, :-1] + ends[:, 1:]) * (0.5 * FRAME / RATE)
     return torch.cat([phase_B[:, None], phase_B[:, None] + turns.cumsum(1)], 1) % 1.0
 
 
 def pulses(pitch_BF: Tensor, start_B: Tensor, phase_B: Tensor) -> Tensor:
-    """Pulse train ``[B, F * 200]`` of unit power with all harmonics below 7.9 kHz, pitch gliding linearly."""
+    """Pulse train ``[B, F * 200]`` of unit power with all harmonics below 7.9 kHz, pitch gliding
+    linearly."""
     begins = advance(pitch_BF, start_B, phase_B)[:, :-1, None]
     first = torch.cat([start_B[:, None], pitch_BF[:, :-1]], 1)[..., None].double()
     slope = (pitch_BF[..., None].double() - first) / FRAME
@@ -84,7 +88,8 @@ def pulses(pitch_BF: Tensor, start_B: Tensor, phase_B: Tensor) -> Tensor:
 
 
 def synthesise(frames: Frames) -> Tensor:
-    """Frames → wave ``[B, F * 200]``. Where frames were cut from a longer signal, the outer 4 are not exact."""
+    """Frames → wave ``[B, F * 200]``. Where frames were cut from a longer signal, the outer 4
+    are not exact."""
     tone = pulses(frames.pitch_BF, frames.start_B, frames.phase_B)
     samples = tone.shape[1]
     order = torch.arange(frames.at, frames.at + samples) % _NOISE

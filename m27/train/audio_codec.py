@@ -1,7 +1,8 @@
-"""Training of the audio codec: prepared features → weights, resumable, on a budget of minutes or of steps.
+"""Training of the audio codec: prepared features → weights, resumable, on a budget of minutes or
+of steps.
 
-Losses: log-spectra at several resolutions of the wave that comes out, the pitch and voicing of the wave
-that went in, and a teacher's features, which must be readable from the codes.
+Losses: log-spectra at several resolutions of the wave that comes out, the pitch and voicing of
+the wave that went in, and a teacher's features, which must be readable from the codes.
 
 Shape suffixes: B batch, T samples, N codes, F frames, D width.
 """
@@ -63,18 +64,45 @@ class AudioTraining:
 
 
 class SemanticHead(nn.Module):
-    """Reads the teacher's features from single codes and from the decoder's states. Not shipped."""
+    """Reads the teacher's unit (nearest of K centroids) from single codes and from the decoder's
+    states.
 
-    def __init__(self, levels: int, decoder_dim: int, teacher_dim: int) -> None:
+    Units, not the features themselves: those spread over hundreds of directions, of which 13
+    bits keep few, and squared error then teaches hardly anything. Not shipped. Source: Hsu et
+    al., "HuBERT" (2021).
+    """
+
+    centroids: Tensor
+
+    def __init__(self, levels: int, decoder_dim: int, teacher_dim: int, units: int = 256) -> None:
         super().__init__()
-        self.local = nn.Sequential(
-            nn.Linear(levels, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, teacher_dim)
-        )
-        self.context = nn.Linear(decoder_dim, teacher_dim)
+        self.local = nn.Sequential(nn.Linear(levels, 256), nn.GELU(), nn.Linear(256, units))
+        self.context = nn.Linear(decoder_dim, units)
+        self.register_buffer("centroids", torch.zeros(units, teacher_dim))
 
     def forward(self, q_BND: Tensor, h_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """→ features from the codes alone, and with context, ``[B, N, D]`` each."""
+        """→ logits of the unit from the codes alone, and with context, ``[B, N, K]`` each."""
         return self.local(q_BND), self.context(h_BND)
+
+    def units(self, standard_BND: Tensor) -> Tensor:
+        """Standardised teacher features → numbers of the nearest centroids ``[B, N]``."""
+        return nearest(standard_BND, self.centroids)
+
+
+def nearest(x_ND: Tensor, centroids_KD: Tensor) -> Tensor:
+    """Number of the centroid nearest to each row."""
+    return (x_ND @ centroids_KD.T - 0.5 * centroids_KD.square().sum(-1)).argmax(-1)
+
+
+def k_means(x_ND: Tensor, units: int, rounds: int = 12) -> Tensor:
+    """Centroids ``[units, D]`` by Lloyd's rounds from evenly spread rows; an empty one keeps its place."""
+    centroids = x_ND[torch.linspace(0, len(x_ND) - 1, units).long()].clone()
+    for _ in range(rounds):
+        number = nearest(x_ND, centroids)
+        count = torch.bincount(number, minlength=units)[:, None]
+        total = torch.zeros_like(centroids).index_add_(0, number, x_ND)
+        centroids = torch.where(count > 0, total / count.clamp_min(1), centroids)
+    return centroids
 
 
 def _magnitudes(wave_BT: Tensor, size: int) -> Tensor:
@@ -126,7 +154,14 @@ def losses(
     wave = synthesise(Frames(hertz, start, phase, at, tone, noise))
     pair = (256, 1024) if int(torch.randint(0, 2, ())) else (512, 2048)
     spectrum, mel = spectral_loss(wave, batch.wave_BT, pair)
-    wanted = ((batch.teacher_BND - scale[0]) / scale[1]).clamp(-4, 4)
+    units = head.units((batch.teacher_BND - scale[0]) / scale[1]).flatten()
+    sounding = batch.wave_BT.unflatten(1, codes.shape[1:] + (-1,)).abs().mean(-1) > 1e-3
+    weight = sounding.flatten().float()
+    weight = weight / weight.sum().clamp_min(1)
+    near_loss, far_loss = (
+        (F.cross_entropy(x.float().flatten(0, 1), units, reduction="none") * weight).sum()
+        for x in (near, far)
+    )
     flat = z.flatten(0, 1) - z.mean((0, 1))
     spread = flat.T @ flat / len(flat)
     deviation = spread.diagonal().clamp_min(1e-4).sqrt()
@@ -136,8 +171,8 @@ def losses(
         "mel": mel,
         "pitch": (wrong * voiced).sum() / voiced.sum().clamp_min(1),
         "voiced": F.binary_cross_entropy_with_logits(voicing, voiced.float()),
-        "semantic": F.mse_loss(near.float(), wanted),
-        "context": F.mse_loss(far.float(), wanted),
+        "semantic": near_loss,
+        "context": far_loss,
         "white": (spread - torch.eye(len(spread))).square().sum() / len(spread),
     }, codes
 
@@ -147,9 +182,9 @@ def weigh(terms: dict[str, Tensor], semantic: float) -> Tensor:
     return (
         terms["spectrum"]
         + 2 * terms["mel"]
-        + 0.1 * terms["pitch"]
+        + 0.4 * terms["pitch"]
         + 0.2 * terms["voiced"]
-        + semantic * (0.7 * terms["semantic"] + 0.7 * terms["context"])
+        + semantic * (0.4 * terms["semantic"] + 0.2 * terms["context"])
         + 0.05 * terms["white"]
     )
 
@@ -179,7 +214,11 @@ class Trainer:
         self.codec.ear.requires_grad_(False)
         c = self.codec.config
         self.head = SemanticHead(len(c.levels), c.decoder_dim, c.whisper_dim)
-        self.scale = self.corpus.teacher_scale()
+        sample = self.corpus.teacher_sample()
+        self.scale = sample.mean(0), sample.std(0) + 1e-3
+        self.head.centroids = k_means(
+            (sample - self.scale[0]) / self.scale[1], self.head.context.out_features
+        )
         self.learned = nn.ModuleDict(
             {"encoder": self.codec.encoder, "decoder": self.codec.decoder, "head": self.head}
         )
@@ -222,9 +261,12 @@ class Trainer:
         return {**row, "loss": float(loss.detach()), "norm": float(norm), "lr": lr}, codes
 
     def save(self, final: bool = False) -> None:
-        """Write the resumable state and the codec as shipped, under the run's folder; ``final`` also to ``out``."""
+        """Write the resumable state and the codec as shipped, under the run's folder; ``final``
+        also to ``out``."""
         run = Path(self.recipe.run)
-        tensors = {f"model/{k}": v.detach().contiguous() for k, v in self.learned.state_dict().items()}
+        tensors = {
+            f"model/{k}": v.detach().contiguous() for k, v in self.learned.state_dict().items()
+        }
         for number, parameter in enumerate(self.order):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{number}/{key}"] = value
@@ -257,13 +299,17 @@ class Trainer:
 
 
 def train(recipe: AudioTraining) -> Path:
-    """Run or resume a training to its end; returns the codec's file. Logs JSON lines to ``run/log.jsonl``."""
+    """Run or resume a training to its end; returns the codec's file. Logs JSON lines to
+    ``run/log.jsonl``."""
     torch.set_num_threads(recipe.threads)
     trainer = Trainer(recipe)
     run = Path(recipe.run)
     run.mkdir(parents=True, exist_ok=True)
     resumed = trainer.resume()
-    print(f"audio codec: {trainer.corpus.hours:.2f} h, step {trainer.step}, resumed {resumed}", flush=True)
+    print(
+        f"audio codec: {trainer.corpus.hours:.2f} h, step {trainer.step}, resumed {resumed}",
+        flush=True,
+    )
     recent: list[dict[str, float]] = []
     seen: list[Tensor] = []
     saved = time.monotonic()

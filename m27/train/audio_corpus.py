@@ -1,7 +1,8 @@
 """Sounds → a folder of fixed features that audio codec training reads by memory map.
 
-Whisper's encoder is frozen in the first training, so it hears every clip once, here, and never in the loop: its
-block that the codec keeps (the ear) and its last (the teacher) are stored at the codec's 40 Hz.
+Whisper's encoder is frozen in the first training, so it hears every clip once, here, and never
+in the loop: its block that the codec keeps (the ear) and its last (the teacher) are stored at
+the codec's 40 Hz.
 
 Shape suffixes: T samples, N codes, D width.
 """
@@ -21,7 +22,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from m27.codec.audio import HOP, AudioCodec, at_codes
-from m27.codec.mel import ACOUSTIC_BANDS, PITCH_BINS, acoustic_log_mel, pitch_salience, whisper_log_mel
+from m27.codec.mel import (
+    ACOUSTIC_BANDS,
+    PITCH_BINS,
+    acoustic_log_mel,
+    pitch_salience,
+    whisper_log_mel,
+)
 from m27.codec.whisper_encoder import WhisperEncoder
 
 ACOUSTIC = ACOUSTIC_BANDS + PITCH_BINS
@@ -34,8 +41,8 @@ def strips(
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Clips (source, samples) → strips of 2 to 8 s with random gain, in whole codes.
 
-    Long clips are cut; of the short ones half stand alone before silence and half are joined with others of
-    their source, so that the codec meets both.
+    Long clips are cut; of the short ones half stand alone before silence and half are joined
+    with others of their source, so that the codec meets both.
     """
     rng = np.random.default_rng(seed)
     waiting: dict[str, list[NDArray[np.float32]]] = {}
@@ -74,10 +81,11 @@ def prepare(
     seed: int = 0,
     report: int = 500,
 ) -> None:
-    """Write ``folder`` (atomically): waves int16, ear, teacher and acoustic features float16, and ``meta.json``.
+    """Write ``folder`` (atomically): waves int16, ear, teacher and acoustic features float16,
+    and ``meta.json``.
 
-    ``teacher`` is the whole Whisper encoder whose first blocks are those of ``codec.ear``; one pass
-    gives both.
+    ``teacher`` is the whole Whisper encoder whose first blocks are those of ``codec.ear``; one
+    pass gives both.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -107,7 +115,9 @@ def prepare(
         file.close()
     if not rows:
         raise ValueError("audio corpus: no clip was long enough to train on")
-    (partial / "meta.json").write_text(json.dumps({"dim": teacher.conv1.out_channels, "clips": rows}))
+    (partial / "meta.json").write_text(
+        json.dumps({"dim": teacher.conv1.out_channels, "clips": rows})
+    )
     codec.save(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -115,7 +125,8 @@ def prepare(
 
 @dataclass
 class Batch:
-    """Crops of one length: ``wave_BT``, ``heard_BND``, ``teacher_BND``, ``acoustic_BFM`` (two frames a code)."""
+    """Crops of one length: ``wave_BT``, ``heard_BND``, ``teacher_BND``, ``acoustic_BFM`` (two
+    frames a code)."""
 
     wave_BT: torch.Tensor
     heard_BND: torch.Tensor
@@ -152,10 +163,14 @@ class Corpus:
         """Length of all strips in hours."""
         return float(self.counts.sum() / 40 / 3600)
 
-    def teacher_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation ``[D]`` of the teacher's features, over an even sample."""
-        sample = np.asarray(self.teacher[:: max(len(self.teacher) // 20_000, 1)], np.float32)
-        return torch.from_numpy(sample.mean(0)), torch.from_numpy(sample.std(0) + 1e-3)
+    def teacher_sample(self, count: int = 20_000) -> torch.Tensor:
+        """Teacher features of codes with sound in them, evenly spread over the corpus, ``[<= count, D]``."""
+        every = np.arange(0, len(self.teacher), max(len(self.teacher) // (2 * count), 1))
+        level = np.abs(self.wave[every * HOP + HOP // 2]).astype(np.int32)
+        for shift in (50, 120, 300):
+            level = np.maximum(level, np.abs(self.wave[every * HOP + shift].astype(np.int32)))
+        kept = every[level > 60][:: max(int((level > 60).sum()) // count, 1)]
+        return torch.from_numpy(np.asarray(self.teacher[kept], np.float32))
 
     def batch(self, rng: np.random.Generator, size: int, codes: int) -> Batch:
         """``size`` random crops of ``codes`` codes."""
@@ -164,7 +179,9 @@ class Corpus:
             room = int(self.counts[clip]) - codes
             at = int(self.starts[clip]) + int(rng.integers(0, max(room, 0) + 1))
             at = min(at, int(self.starts[-1]) - codes)
-            columns["w"].append(self.wave[at * HOP : (at + codes) * HOP].astype(np.float32) / 32_767)
+            columns["w"].append(
+                self.wave[at * HOP : (at + codes) * HOP].astype(np.float32) / 32_767
+            )
             columns["h"].append(self.heard[at : at + codes].astype(np.float32))
             columns["t"].append(self.teacher[at : at + codes].astype(np.float32))
             columns["a"].append(self.acoustic[at * 2 : (at + codes) * 2].astype(np.float32))
