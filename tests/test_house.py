@@ -95,7 +95,7 @@ NEVER_IMPORT = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal",
 NEVER_CALL = {"torch.load", "torch.save", "eval", "exec", "os.system", "yaml.load"}
 ONLY_MEDIA_IMPORTS = {"imageio", "cv2", "torchaudio", "torchvision", "librosa", "av"}
 ONLY_MEDIA = re.compile(
-    r"(^|\.)(Image\.open|ImageFile\.Parser|soundfile\.\w+|sf\.(read|SoundFile|info|blocks)|wave\.open|urlopen|requests\.\w+)$"
+    r"(^|\.)(Image\.open|ImageFile\.Parser|soundfile\.(?!write)\w+|sf\.(read|SoundFile|info|blocks)|wave\.open|urlopen|requests\.\w+)$"
 )
 
 
