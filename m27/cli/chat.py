@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,6 +112,8 @@ class Conversation:
         """Read lines until /quit or the end of the input."""
         watched = sys.stdin.isatty()
         if watched:
+            with suppress(ImportError):
+                import readline  # noqa: F401 - importing it gives `input` editing and history
             print(f"{HELP}\n")
         while True:
             try:

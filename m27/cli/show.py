@@ -22,12 +22,15 @@ class Shown:
     seconds: float = 0.0
 
 
-def show(events: Iterable[dict[str, Any]], outputs: Outputs) -> Shown:
-    """Print the events of `Engine.stream` on standard output, and write its media to `outputs`."""
+def show(events: Iterable[dict[str, Any]], outputs: Outputs, piped: str = "off") -> Shown:
+    """Print the events of `Engine.stream` on standard output, and write its media to `outputs`.
+
+    `piped`: how pictures are shown where that is no terminal (see `terminal.protocol`).
+    """
     from m27.cli import terminal
 
     shown = Shown()
-    how = terminal.protocol(sys.stdout)
+    how = terminal.protocol(sys.stdout, piped=piped)
     fresh = True  # whether the cursor is at the start of a line
 
     def line(text: str) -> None:

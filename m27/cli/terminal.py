@@ -15,10 +15,10 @@ from m27.codec import media
 PROTOCOLS = ("kitty", "iterm2", "sixel", "blocks", "off")
 
 
-def protocol(stream: TextIO, environ: Mapping[str, str] = os.environ) -> str:
+def protocol(stream: TextIO, environ: Mapping[str, str] = os.environ, piped: str = "off") -> str:
     """How `stream` shows a picture: one of `PROTOCOLS`; `M27_PICTURES` overrules the guess.
 
-    "off" where the stream is no terminal (a pipe, a log) or where NO_COLOR is set.
+    `piped` where the stream is no terminal (a pipe, a log); "off" where NO_COLOR is set.
     """
     asked = environ.get("M27_PICTURES", "")
     if asked in PROTOCOLS:
@@ -26,7 +26,11 @@ def protocol(stream: TextIO, environ: Mapping[str, str] = os.environ) -> str:
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if environ.get("FORCE_COLOR"):
         return "blocks"
-    if not stream.isatty() or term in ("", "dumb") or environ.get("NO_COLOR"):
+    if environ.get("NO_COLOR"):
+        return "off"
+    if not stream.isatty():
+        return piped
+    if term in ("", "dumb"):
         return "off"
     if "TMUX" in environ or term.startswith(("screen", "tmux")):
         return "blocks"  # multiplexers swallow picture protocols

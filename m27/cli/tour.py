@@ -90,7 +90,7 @@ def tour(
         asked = [Outputs(media, f"{number:02}-given-").save(part) for part in parts]
         announce(number, stop.title, parts)
         request = Request([{"role": "user", "content": parts}], seed=seed, **stop.options)
-        shown = show(engine.stream(request), Outputs(media, f"{number:02}-"))
+        shown = show(engine.stream(request), Outputs(media, f"{number:02}-"), piped="blocks")
         print(f"  {shown.seconds:.1f} s\n", flush=True)
         tokens = shown.usage.completion_tokens if shown.usage else 0
         cards.append(Card(stop.title, asked, shown.saved, shown.seconds, tokens))
@@ -113,7 +113,7 @@ def announce(number: int, title: str, parts: list[dict[str, Any]]) -> None:
     """Print the heading of an exchange, and what is said and shown in it."""
     from m27.cli import terminal
 
-    how = terminal.protocol(sys.stdout)
+    how = terminal.protocol(sys.stdout, piped="blocks")  # a log of a tour has pictures too
     bold, dim, plain = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if how != "off" else ("", "", "")
     print(f"{bold}{number:2}/{len(STOPS)}  {title}{plain}")
     for part in parts:

@@ -34,8 +34,10 @@ def test_protocol_is_read_from_the_environment(environ: dict[str, str], expected
     assert terminal.protocol(Terminal(), environ) == expected
 
 
-def test_pipes_and_logs_get_no_pictures() -> None:
+def test_pipes_and_logs_get_what_the_caller_wants() -> None:
     assert terminal.protocol(io.StringIO(), {"TERM": "xterm-kitty"}) == "off"
+    assert terminal.protocol(io.StringIO(), {}, piped="blocks") == "blocks"
+    assert terminal.protocol(io.StringIO(), {"NO_COLOR": "1"}, piped="blocks") == "off"
     assert terminal.render(np.zeros((8, 8, 3), np.uint8), "off") == ""
 
 
