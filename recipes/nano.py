@@ -61,14 +61,14 @@ def nano() -> NanoRecipe:
     """The shipped recipe: a frozen base with adapters, two to five million tokens on two CPU cores."""
     tasks = {
         # picture to words
-        "name_picture": 0.15, "caption_picture": 0.13, "vqa": 0.07, "scene_caption": 0.04,
+        "name_picture": 0.14, "caption_picture": 0.14, "vqa": 0.08, "scene_caption": 0.03,
         "scene_count": 0.02, "scene_color": 0.02, "scene_where": 0.02, "scene_box": 0.01,
         # words to picture
         "draw": 0.14, "story": 0.07, "story_page": 0.03, "story_next": 0.02, "story_text": 0.01,
         # sound to words
-        "name_sound": 0.03, "name_instrument": 0.05, "name_word": 0.04, "transcribe": 0.04,
+        "name_sound": 0.03, "soundscape": 0.01, "name_instrument": 0.06, "name_word": 0.05, "transcribe": 0.04,
         # words to sound
-        "speak": 0.05, "sound_for_text": 0.03, "sound_for_picture": 0.01, "picture_for_sound": 0.01,
+        "speak": 0.05, "sound_for_text": 0.03, "sound_for_picture": 0.02, "picture_for_sound": 0.01,
         "text": 0.03,
     }  # fmt: skip
     data = DataConfig(
@@ -81,11 +81,10 @@ def nano() -> NanoRecipe:
         media_weights={"text": 1.0, "control": 1.0, "image": 0.5, "audio": 0.5},
     )  # fmt: skip
     sources = {
-        "cifar10": 12_000, "tiny_imagenet": 9_000, "grocery": 2_640, "nlvr": 989,
-        "easy_vqa": 8_000, "emoji": 12_000, "stamps": 4_000, "openclipart": 9_000,
-        "books": 6_000, "scenes": 9_000, "triples": 1_000, "environment": 1_500,
-        "instruments": 5_000, "speech": 6_000, "spoken_digits": 2_500, "spoken_words": 2_000,
-        "sounds": 3_000, "soundscapes": 1_500, "replay": 4_000,
+        "easy_vqa": 3_500, "cifar10": 6_000, "emoji": 7_000, "openclipart": 4_500, "scenes": 4_000,
+        "books": 3_000, "tiny_imagenet": 4_000, "stamps": 1_500, "grocery": 1_200, "nlvr": 500,
+        "triples": 600, "instruments": 2_200, "spoken_words": 1_200, "spoken_digits": 800,
+        "speech": 2_800, "environment": 800, "soundscapes": 500, "replay": 400,
     }  # fmt: skip
     train = TrainConfig(
         "m27-nano", minutes=70, seed=27,

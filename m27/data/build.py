@@ -188,6 +188,7 @@ def _picture_codes(parts: list[dict[str, Any]], processor: Processor) -> None:
     codec = processor.image_codec
     if not parts or codec is None:
         return
+    parts = list({id(part): part for part in parts}.values())  # documents may share a part
     pixels = torch.from_numpy(np.stack([part.pop("image") for part in parts]))
     with torch.inference_mode():
         codes = codec.encode(pixels.permute(0, 3, 1, 2).float() / 255.0).cpu().numpy()
