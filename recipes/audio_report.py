@@ -13,6 +13,7 @@ import collections
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -174,6 +175,7 @@ def reconstruction(
         if words["codec"]:
             rows[source]["wer"] = {k: round(word_error_rate(v), 4) for k, v in words.items()}
             rows[source]["heard"] = [(t, h) for t, h in words["codec"][:6]]
+        print(source, json.dumps(rows[source]), file=sys.stderr, flush=True)
     joined = torch.cat(every)
     return {
         "by_source": rows,
