@@ -148,13 +148,16 @@ def _last_hidden(model: Decoder, ids: list[list[int]], cache: Cache) -> Tensor:
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: Decoder, rows: Sequence[Sequence[int]], batch: int = 4, chunk: int = 256
+    model: Decoder,
+    rows: Sequence[Sequence[int]],
+    batch: int = 4,
+    chunk: int = 256,
+    size: int | None = None,
 ) -> list[Tensor]:
-    """For each row of T ids the natural-log probabilities (T − 1,) of its ids after the first, on
-    the CPU.
+    """For each row of T ids the natural-log probabilities (T − 1,) of its ids after the first.
 
-    The vocabulary's scores are formed `chunk` positions at a time, so memory stays at chunk · V
-    floats.
+    With `size` only the first `size` ids of the vocabulary share the probability. Scores are formed
+    `chunk` positions at a time, so memory stays at chunk · V floats. The result is on the CPU.
     """
     out: list[Tensor] = [torch.zeros(0) for _ in rows]
     device = model.output_weight.device
@@ -167,7 +170,7 @@ def log_likelihoods(
         for slot, i in enumerate(group):
             h_TD, target_T = h_BTD[slot, : len(rows[i]) - 1], ids_BT[slot, 1 : len(rows[i])]
             parts = [
-                -F.cross_entropy(model.logits(h).float(), target, reduction="none").cpu()
+                -F.cross_entropy(model.logits(h)[:, :size].float(), target, reduction="none").cpu()
                 for h, target in zip(h_TD.split(chunk), target_T.split(chunk), strict=True)
             ]
             out[i] = torch.cat(parts) if parts else torch.zeros(0)

@@ -92,11 +92,12 @@ def test_an_empty_prompt_is_named():
         generate_batch(Decoder(CONFIG), [[1], []], stop_ids=(), max_tokens=1)
 
 
-def test_log_likelihoods_equal_the_full_softmax(model):
-    got = log_likelihoods(model, [*PROMPTS, [4]], batch=3, chunk=2)
+@pytest.mark.parametrize("size", [None, 50])
+def test_log_likelihoods_equal_the_full_softmax(model, size):
+    got = log_likelihoods(model, [*PROMPTS, [4]], batch=3, chunk=2, size=size)
     for ids, scores in zip([*PROMPTS, [4]], got, strict=True):
         with torch.no_grad():
-            full = model(torch.tensor([ids]))[0].log_softmax(-1)
+            full = model(torch.tensor([ids]))[0, :, :size].log_softmax(-1)
         expected = [float(full[i, id]) for i, id in enumerate(ids[1:])]
         assert len(scores) == len(ids) - 1
         assert torch.allclose(scores, torch.tensor(expected), atol=1e-5)

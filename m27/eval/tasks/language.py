@@ -44,8 +44,13 @@ class Perplexity:
         texts = passages(count, bench.seed)
         rows = [(name, encode(text)[:LENGTH]) for name, text in texts]
         ids = [tokens for _, tokens in rows]
-        with Progress(f"{self.name}: two models", 2) as bar:
+        text = bench.engine.processor.vocabulary.text_size
+        with Progress(f"{self.name}: two models", 3) as bar:
             after = [x.double().numpy() for x in log_likelihoods(bench.engine.model, ids)]
+            bar.add(1)
+            among = [
+                x.double().numpy() for x in log_likelihoods(bench.engine.model, ids, size=text)
+            ]
             bar.add(1)
             before = [x.double().numpy() for x in log_likelihoods(load_base(bench.folder), ids)]
             bar.add(1)
@@ -57,7 +62,8 @@ class Perplexity:
             chance=None, frequent=None, by_kind=None, passed=ratio <= 1.05, bar="at most 1.05",
             data=hashlib.sha256(spelled.encode()).hexdigest()[:12], seconds=0.0,
             origin=bench.origin, unit="ratio",
-            note=f"before {perplexity(before):.2f}, after {perplexity(after):.2f}; n in tokens",
+            note=f"before {perplexity(before):.2f}, after {perplexity(after):.2f} "
+            f"({perplexity(among):.2f} among text ids alone); n in tokens",
         )  # fmt: skip
         records = [
             {"id": name, "before": float(np.exp(-b.mean())), "after": float(np.exp(-a.mean()))}
