@@ -63,7 +63,9 @@ class Corpus:
             raise ShardError(f"{folder}: not a whole shard of format {FORMAT!r}")
         for key in ("vocabulary", "vocabulary_hash", "unconditional", "image_codec", "audio_codec"):
             if self.meta.setdefault(key, meta[key]) != meta[key]:
-                raise ShardError(f"{folder}: its {key} is not that of the other shards; build again")
+                raise ShardError(
+                    f"{folder}: its {key} is not that of the other shards; build again"
+                )
         self._tokens.append(tokens)
         self._loss.append(loss)
         self._index.append(index)
@@ -135,7 +137,9 @@ class Mixture:
         self.corpus, self.seed = corpus, seed
         self._drop = [name in drop for name in self.names]
         self._drop_rate = drop_rate
-        self._members = [np.flatnonzero(corpus.task_of == corpus.tasks.index(n)) for n in self.names]
+        self._members = [
+            np.flatnonzero(corpus.task_of == corpus.tasks.index(n)) for n in self.names
+        ]
         self._bare_prefix = len(corpus.meta["unconditional"])
         # State: tokens drawn of each task, and (epoch, place in its order).
         state = state or {"drawn": {}, "cursor": {}}

@@ -60,7 +60,9 @@ def layout(
     device = documents_BT.device
     back = torch.empty(documents_BT.numel(), kv_heads, dtype=torch.long)
     heads = torch.arange(kv_heads)
-    groups, masks, base = [], {}, 0
+    groups: list[Group] = []
+    masks: dict[tuple[int, int], Tensor] = {}
+    base = 0
     for length, members in sorted(by_length.items()):
         rows, padding = [], []
         for start, end in members:
@@ -74,9 +76,7 @@ def layout(
             lost = base + heads[:, None] * length + torch.arange(real, length)
             padding.append((lost - _first(groups)).flatten())
             base += kv_heads * length
-        groups.append(
-            Group(length, torch.cat(rows).to(device), torch.cat(padding).to(device))
-        )
+        groups.append(Group(length, torch.cat(rows).to(device), torch.cat(padding).to(device)))
         for first, last in blocks(length):
             masks[last - first, last] = _mask(last - first, last, group, dtype, device)
     return Layout(tuple(groups), back.flatten().to(device), masks)
@@ -97,9 +97,7 @@ def _mask(queries: int, keys: int, group: int, dtype: torch.dtype, device: torch
     return future.triu(keys - queries + 1).repeat_interleave(group, dim=0)
 
 
-def attend(
-    q_NKE: Tensor, k_NKH: Tensor, v_NKH: Tensor, layout: Layout
-) -> tuple[Tensor, Saved]:
+def attend(q_NKE: Tensor, k_NKH: Tensor, v_NKH: Tensor, layout: Layout) -> tuple[Tensor, Saved]:
     """Attend; `q` is already scaled. Out: [N, K*E] and what the backward pass needs."""
     tokens, kv_heads, width = k_NKH.shape
     q_rows = q_NKE.reshape(tokens * kv_heads, -1)
@@ -127,9 +125,7 @@ def attend(
     return gathered.index_select(0, layout.back).view(tokens, -1), saved
 
 
-def attend_backward(
-    g_NO: Tensor, saved: Saved, layout: Layout
-) -> tuple[Tensor, Tensor, Tensor]:
+def attend_backward(g_NO: Tensor, saved: Saved, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q [N, K, E], k and v [N, K, H] from that of the output [N, K*E]."""
     tokens = g_NO.shape[0]
     kv_heads = layout.back.numel() // tokens

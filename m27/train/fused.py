@@ -140,15 +140,15 @@ class Fused:
             self.final_D = decoder.model.norm.weight.detach().float()
             for i in range(config.n_layers):
                 at = f"model.layers.{i}"
-                linears = [
+                qkv, out, up, down = (
                     _Linear(decoder, adapters, at, names, dtype)
                     for names in (_QKV, _OUT, _UP, _DOWN)
-                ]
-                gains = [
+                )
+                gain1_D, gain2_D = (
                     decoder.get_parameter(f"{at}.{name}.weight").detach().float()
                     for name in ("input_layernorm", "post_attention_layernorm")
-                ]
-                self.layers.append(_Layer(*linears, *gains))
+                )
+                self.layers.append(_Layer(qkv, out, up, down, gain1_D, gain2_D))
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -185,9 +185,7 @@ class Fused:
             raise FusedError("this tape has been used")
         kernels, eps = self.kernels, self.eps
         zero = torch.zeros_like(tape.last_ND)
-        gx, gd = kernels.norm_backward(
-            zero, g_ND.to(self.dtype), tape.last_ND, self.final_D, eps
-        )
+        gx, gd = kernels.norm_backward(zero, g_ND.to(self.dtype), tape.last_ND, self.final_D, eps)
         tape.last_ND = None
         for layer in reversed(self.layers):
             x_ND, n1, saved, y_NO, x1_ND, n2, gate_up = tape.layers.pop()

@@ -63,7 +63,7 @@ def rope_backward(
     gq_NKE: Tensor, gk_NKH: Tensor, gv_NKH: Tensor, cos_N1H: Tensor, sin_N1H: Tensor
 ) -> Tensor:
     """Gradient of the joint projection [N, O] from those of q, k and v; turns back by the same angles."""
-    tokens, kv_heads, width = gk_NKH.shape
+    tokens, _, width = gk_NKH.shape
     half = width // 2
     gq = gq_NKE.view(tokens, -1, width).float() * width**-0.5
     g = torch.cat((gq, gk_NKH.float()), dim=1)

@@ -88,9 +88,7 @@ class PlainPass:
         return losses
 
 
-def _head(
-    rows: Rows, h_ND: Tensor, batch: Batch, total_weight: float
-) -> tuple[Tensor, Tensor]:
+def _head(rows: Rows, h_ND: Tensor, batch: Batch, total_weight: float) -> tuple[Tensor, Tensor]:
     return cross_entropy(
         h_ND.index_select(0, batch.places_M),
         rows.table_VD,

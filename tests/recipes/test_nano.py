@@ -1,0 +1,80 @@
+"""The recipe is one typed config, and its run resumes: two steps, save, two more, equal to four."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from m27.data.prompts import PROMPTS
+from m27.train.lora import LoraConfig
+from m27.train.settings import DataConfig, SettingError
+from recipes import base, nano
+from tests.train import fixtures
+
+TEXT = fixtures.TEXT
+IMAGE = (TEXT + 128, TEXT + 128 + 16384)
+AUDIO = (IMAGE[1], IMAGE[1] + 8192)
+
+
+class ToyBase:
+    """Stands for the published file."""
+
+    def config(self):
+        return fixtures.decoder().config
+
+    def state_dict(self):
+        return fixtures.decoder().state_dict()
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "open_gguf", ToyBase)
+    monkeypatch.setattr(nano, "write", lambda recipe: None)
+    monkeypatch.setattr("m27.runtime.set_threads", lambda count: count)
+    for name in ("emoji", "speech"):
+        folder = fixtures.write_shard(tmp_path / "shards" / name, 150, len(name))
+        tokens = np.fromfile(folder / "tokens.bin", np.uint32).astype(np.int64)
+        tokens[tokens >= fixtures.IMAGE[0]] += IMAGE[0] - fixtures.IMAGE[0]
+        tokens.astype(np.uint32).tofile(folder / "tokens.bin")
+        meta = json.loads((folder / "meta.json").read_text())
+        meta["vocabulary"] |= {"size": AUDIO[1], "text": TEXT, "image": IMAGE, "audio": AUDIO}
+        (folder / "meta.json").write_text(json.dumps(meta))
+    data = DataConfig(tasks={"draw": 2, "speak": 1}, drop_prompt=("draw",), row=256, accumulate=1)
+    run = replace(
+        nano.nano().train, steps=4, minutes=None, compile=False, dtype="float32", data=data,
+        lora=LoraConfig(rank=2),
+    )  # fmt: skip
+    return replace(
+        nano.nano(), train=run, shards=tmp_path / "shards", runs=tmp_path / "runs",
+        out=tmp_path / "out",
+    )  # fmt: skip
+
+
+def test_two_steps_saved_and_resumed_equal_four(recipe, tmp_path):
+    whole = nano.train(replace(recipe, runs=tmp_path / "whole"))
+    assert whole.finished
+    assert nano.train(recipe, until=2).step == 2
+    resumed = nano.train(recipe)
+    assert resumed.step == 4
+    assert all(torch.equal(resumed.trained[k], whole.trained[k]) for k in whole.trained)
+
+
+def test_the_recipe_names_tasks_and_makers_that_exist():
+    recipe = nano.nano()
+    tasks = recipe.train.data.tasks
+    assert set(PROMPTS) <= set(tasks)
+    assert sum(tasks.values()) == pytest.approx(1.0, abs=0.05)
+    assert set(recipe.train.data.drop_prompt) <= set(tasks)
+    for name in recipe.sources:
+        assert callable(nano.maker(name).documents)
+    with pytest.raises(SettingError, match="weather"):
+        nano.maker("weather")
+
+
+def test_an_unknown_setting_is_a_status_2_that_names_the_nearest(capsys):
+    assert nano.main(["--stage", "train", "--set", "optim.learning=1"]) == 2
+    assert "optim.learning" in capsys.readouterr().err
+    assert nano.main(["--stage", "build", "--only", "weather"]) == 2
+    assert "weather" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""The hand-written pass against the decoder under autograd, which is its oracle."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from m27.model.attention import restarting_positions
+from m27.model.config import SIZES
+from m27.model.decoder import Decoder
+from m27.train import attention, kernels
+from m27.train.fused import Fused, FusedError
+from m27.train.lora import Adapters, LoraConfig
+from tests.train import fixtures
+
+
+def documents():
+    """Two rows: documents of one block and of several, equal and unequal lengths, padding at an end."""
+    rows = ([0] * 300 + [1] * 20 + [2] * 64, [3] * 20 + [4] * 64 + [5] * 40 + [6] * 250 + [-1] * 10)
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
+                                      "up_proj", "down_proj"), ("v_proj", "up_proj")])  # fmt: skip
+def test_fused_equals_autograd(targets):
+    decoder = fixtures.decoder()
+    adapters = Adapters(decoder, LoraConfig(rank=4, alpha=8, targets=targets))
+    for name, parameter in adapters.parameters().items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    docs = documents()
+    config = decoder.config
+    fused = Fused(decoder, adapters, torch.float32)
+    plan = attention.layout(
+        docs, config.n_kv_heads, config.n_heads // config.n_kv_heads, torch.float32
+    )
+    x = torch.randn(*docs.shape, config.dim, requires_grad=True)
+    positions = restarting_positions(docs).flatten()
+    h, tape = fused.forward(x.detach().flatten(0, 1), positions, plan)
+    g = torch.randn_like(h) * (docs.flatten() >= 0)[:, None]
+    gx = fused.backward(g, tape)
+    mine = {name: p.grad.clone() for name, p in adapters.parameters().items()}
+    for parameter in adapters.parameters().values():
+        parameter.grad = None
+
+    adapters.attach(decoder)
+    want = decoder.hidden(x, documents_BT=docs)
+    want.backward(g.view_as(want))
+    real = docs >= 0
+    torch.testing.assert_close(h.view_as(want)[real], want[real], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gx.view_as(x), x.grad, rtol=1e-4, atol=2e-4)
+    for name, parameter in adapters.parameters().items():
+        scale = float(parameter.grad.abs().max())
+        torch.testing.assert_close(mine[name], parameter.grad, rtol=1e-4, atol=1e-5 * scale)
+    with pytest.raises(FusedError, match="used"):
+        fused.backward(g, tape)
+
+
+def test_merge_takes_up_changed_adapters_and_leaves_the_base():
+    decoder = fixtures.decoder()
+    adapters = Adapters(decoder, LoraConfig(rank=4))
+    fused = Fused(decoder, adapters, torch.float32)
+    linear = fused.layers[0].down
+    before = linear.weight.clone()
+    for parameter in adapters.parameters().values():
+        torch.nn.init.normal_(parameter)
+    fused.merge()
+    fused.merge()
+    a, b = adapters["model.layers.0.mlp.down_proj"]
+    torch.testing.assert_close(linear.weight, before + adapters.scale * b @ a)
+
+
+def test_attention_in_groups_equals_one_masked_row():
+    docs = documents()
+    kv, group, width = 2, 2, 16
+    n = docs.numel()
+    q, k, v = (
+        torch.randn(n, kv, size, requires_grad=True) for size in (group * width, width, width)
+    )
+    plan = attention.layout(docs, kv, group, torch.float32)
+    out, saved = attention.attend(q.detach() * width**-0.5, k.detach(), v.detach(), plan)
+    rows = torch.arange(docs.shape[0])[:, None].expand_as(docs).flatten() * 1000 + docs.flatten()
+    mask = (rows[:, None] == rows[None]) & torch.ones(n, n, dtype=torch.bool).tril()
+    heads = [t.view(n, -1, width).transpose(0, 1) for t in (q, k, v)]
+    want = F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+    want = want.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+    g = torch.randn_like(out)
+    want.backward(g)
+    gq, gk, gv = attention.attend_backward(g, saved, plan)
+    torch.testing.assert_close(gq * width**-0.5, q.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gk, k.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gv, v.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_differentiate_themselves_rightly():
+    x, gain = torch.randn(5, 8, requires_grad=True), torch.rand(8) + 0.5
+    g = torch.randn(5, 8)
+    kernels.norm(x, gain, 1e-5, torch.float32).backward(g)
+    got, _ = kernels.norm_backward(torch.zeros(5, 8), g, x.detach(), gain, 1e-5)
+    torch.testing.assert_close(got, x.grad)
+    both = torch.randn(5, 16, requires_grad=True)
+    kernels.swiglu(both).backward(g)
+    got, again = kernels.swiglu_backward(g, both.detach())
+    torch.testing.assert_close(got, both.grad)
+    torch.testing.assert_close(again, kernels.swiglu(both.detach()))
+
+
+def test_other_families_are_refused_by_name():
+    config = dataclasses.replace(SIZES["tiny"], family="qwen3")
+    decoder = Decoder(config)
+    with pytest.raises(FusedError, match="qwen3"):
+        Fused(decoder, Adapters(decoder, LoraConfig(rank=2)), torch.float32)
