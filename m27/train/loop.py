@@ -35,6 +35,8 @@ from m27.train.passes import choose
 from m27.train.rows import Rows
 from m27.train.settings import SettingError, TrainConfig
 
+_TRIM_EVERY = 20  # steps
+
 
 @dataclass(frozen=True)
 class Result:
@@ -132,6 +134,8 @@ class Trainer:
                 batches, state = next(steps)
                 record = self._train_step(batches)
                 self.loader_state = state
+                if self.step % _TRIM_EVERY == 0:
+                    runtime.trim_freed_memory()
                 self.seconds = earlier + time.monotonic() - begun
                 rate = self.meter.rate(self.tokens - first)
                 record |= {"tokens_per_second": round(rate, 1), "seconds": round(self.seconds, 2)}
