@@ -47,8 +47,7 @@ _NOT_WORD = re.compile(r"[^\w]+|_+")
 def normalise(concept: str) -> str:
     """A concept as it is compared: lower case, words only, no leading article, no digits' tail.
 
-    >>> normalise("A Red Fox. ")
-    'red fox'
+    >>> normalise("A Red Fox. ") 'red fox'
     """
     words = _NOT_WORD.sub(" ", concept.lower()).strip()
     words = _ARTICLE.sub("", words)

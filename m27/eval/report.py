@@ -34,12 +34,9 @@ class Origin:
 @dataclass(frozen=True)
 class Row:
     """One result. `score`, `low`, `high`, `chance`, `frequent` and `by_kind` are shares (0 to 1)
-    or,
-    where `unit` says so, other numbers; `frequent` is what the best constant answer gets on these
-    very
-    samples, `by_kind` what the best constant answer to each kind of question gets; None: not
-    defined.
-    `passed` says whether the bar of the task is met."""
+    or, where `unit` says so, other numbers; `frequent` is what the best constant answer gets on
+    these very samples, `by_kind` what the best constant answer to each kind of question gets; None:
+    not defined. `passed` says whether the bar of the task is met."""
 
     task: str
     n: int

@@ -2,8 +2,7 @@
 from.
 
 Writes `rows.jsonl` (a row a task) and `answers.jsonl` (a line a sample) under the output folder,
-and
-prints the table of the model card.
+and prints the table of the model card.
 """
 
 from __future__ import annotations
@@ -47,10 +46,8 @@ def evaluate(
     """Run tasks on the weights in `folder`; the rows come back, and are in `out` as JSON lines.
 
     `samples` a task, `validity` random prompts for the structure task, `batch` rows at a time;
-    `say` is
-    told the table at the end, and a line a task on standard error as it is done. The rows so far
-    are
-    kept if a later task fails. Raises EvalError for an unknown task or numbers below 1.
+    `say` is told the table at the end, and a line a task on standard error as it is done. The rows
+    so far are kept if a later task fails. Raises EvalError for an unknown task or numbers below 1.
     """
     tasks = chosen(only)
     for label, value in (("samples", samples), ("validity", validity), ("batch", batch)):

@@ -29,8 +29,7 @@ def named(
     """The choice that a free answer names, or None.
 
     The earliest mention as whole words wins, and of those that start at one place the longest, so
-    "bass
-    drum" is not "bass". `aliases` maps other words for a choice to it ("car" → "automobile").
+    "bass drum" is not "bass". `aliases` maps other words for a choice to it ("car" → "automobile").
     """
     text = f" {normalise(prediction)} "
     best: tuple[int, int, str] | None = None

@@ -1,12 +1,9 @@
 """Many short answers at once: prompts of different lengths, prefilled and decoded together.
 
 Evaluation asks hundreds of questions whose answers are a few tokens; one by one, each token would
-read
-every weight. Rows are padded at their ends, each keeps its own length in the cache, and what comes
-out
-equals the naive `generate` row by row (a test holds it to that). Knows no messages and no media;
-for
-streaming, guidance and everything interactive there is the engine.
+read every weight. Rows are padded at their ends, each keeps its own length in the cache, and what
+comes out equals the naive `generate` row by row (a test holds it to that). Knows no messages and no
+media; for streaming, guidance and everything interactive there is the engine.
 
 Shapes: B rows, T tokens, D width, V vocabulary.
 """
@@ -68,10 +65,9 @@ def generate_batch(
     """Answers to `prompts`, in their order; each ends with its stop id, or after `max_tokens`.
 
     `constraints[i]` masks the ids of row i and is advanced by what was chosen (give each row its
-    own);
-    `choose` is one function for all rows, or one a row. `progress` is told how many rows were
-    finished.
-    Rows of similar length run together, `batch` at a time. Raises ValueError for an empty prompt.
+    own); `choose` is one function for all rows, or one a row. `progress` is told how many rows were
+    finished. Rows of similar length run together, `batch` at a time. Raises ValueError for an empty
+    prompt.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError(f"prompt {[len(p) for p in prompts].index(0)} is empty")

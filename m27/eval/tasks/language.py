@@ -1,8 +1,7 @@
 """Is the language model still itself? Perplexity of English against the base, and one plain fact.
 
 The text is old (Moby Dick, 1851, and the State of the Union addresses) and surely known to the
-base;
-what counts is the ratio of the two models on the same tokens.
+base; what counts is the ratio of the two models on the same tokens.
 """
 
 from __future__ import annotations

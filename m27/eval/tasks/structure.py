@@ -1,10 +1,8 @@
 """Is every output valid? Random prompts over all modality settings, sampled at temperature 1.
 
 An output is valid if it parses by a reader written here, apart from the grammar that made it, and
-by
-the processor: every picture has a size and exactly that many codes, every sound is closed, nothing
-is
-produced that was not allowed, and the counts keep to their limits.
+by the processor: every picture has a size and exactly that many codes, every sound is closed,
+nothing is produced that was not allowed, and the counts keep to their limits.
 """
 
 from __future__ import annotations
