@@ -85,10 +85,10 @@ def probe(train_X: Tensor, train_y: Tensor, test_X: Tensor, test_y: Tensor) -> f
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(train_X @ weight + bias, train_y) + 1e-2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return float(((test_X @ weight + bias).argmax(-1) == test_y).float().mean().detach())
 
 

@@ -249,7 +249,7 @@ class Trainer:
         terms, codes = losses(self.codec, self.head, batch, self.scale, recipe.bf16)
         loss = weigh(terms, recipe.semantic)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.order, 2.0)
         lr = rate(self.step, done, recipe)
         for group in self.optimizer.param_groups:

@@ -233,7 +233,7 @@ class ImageCodecTrainer:
             group["lr"] = lr
         losses = self.losses(pixels, captions)
         self.optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()  # type: ignore[no-untyped-call]
+        losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
         self.step += 1
