@@ -264,6 +264,16 @@ def test_speech_documents(monkeypatch):
     assert {d["task"] for d in test} == {"speak", "transcribe"}
 
 
+def test_other_texts_are_another_store(monkeypatch):
+    names = []
+    monkeypatch.setattr(speech, "stored", lambda name, revision, make: names.append(revision) or [])
+    list(speech.items())
+    list(speech.items())
+    monkeypatch.setattr(sentences, "read_aloud", lambda count=400: ["call me ishmael"])
+    list(speech.items())
+    assert names[0] == names[1] != names[2]
+
+
 def test_kokoro_spells_sounds_as_its_table_has_them(monkeypatch):
     spelled = {"en-us": "tʃˈɜːɹə dɪɾi", "en": "tʃˈɜːtʃ əʊ"}
     monkeypatch.setattr(espeak, "phonemes", lambda text, language: spelled[language])

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from m27.data.registry import is_fetched
 from m27.data.sources.base import Item
+from m27.data.sources.sentences import TEXTS, measured
 from m27.eval.bench import Bench
 from m27.eval.report import Origin
 from m27.eval.tasks import captions, language, naming, sample
@@ -180,3 +182,17 @@ def test_passages_come_half_from_each_book_and_skip_lists(monkeypatch, tmp_path)
     names = [name for name, _ in language.passages(5, 0)]
     assert [name[:4] for name in names] == ["dick"] * 3 + ["sotu"] * 2
     assert names != [name for name, _ in language.passages(5, 1)]
+    with pytest.raises(ValueError, match=r"moby-dick: 50 held-out passages wanted, \d+ there"):
+        language.passages(100, 0)
+
+
+def test_each_chapter_is_measured_or_not_by_itself():
+    assert {measured(f"chapter_{k}") for k in range(1, 21)} == {True, False}
+    assert 0.15 < sum(measured(f"chapter_{k}") for k in range(400)) / 400 < 0.35
+
+
+@pytest.mark.skipif(not all(map(is_fetched, TEXTS)), reason="needs the two texts")
+def test_perplexity_reads_as_many_passages_of_each_book():
+    names = [name for name, _ in language.passages(language.PASSAGES, 0)]
+    assert len(set(names)) == 24
+    assert sum(name.startswith("chapter_") for name in names) == 12

@@ -102,7 +102,7 @@ def _make() -> Iterator[Item]:
 def items() -> Iterator[Item]:
     """Every utterance, both sides; rendered at the first call, read from disk afterwards."""
     voices = [ACCENTS, TRAIN_VARIANTS, TEST_VARIANTS, TRAIN_FLITE, TEST_FLITE, OWN_VOICE]
-    texts = [sentences.phrases(), sentences.everyday()]
+    texts = [sentences.phrases(), sentences.everyday(), sentences.read_aloud()]
     yield from stored(NAME, digest([_REVISION, voices, texts]), _make)
 
 

