@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from m27.cli.export import generation_config
 from m27.codec.media import write_atomic
 from m27.data.registry import PACKAGES, fetch
 from m27.language.vocabulary import CONTROL_SLOTS, Vocabulary, build_tokenizer, save_tokenizer
@@ -75,11 +76,7 @@ def build_base(out: Path) -> Vocabulary:
     header = out / "m27.json"
     held = read_json(header)
     write_json(header, held | {"vocabulary": vocabulary.to_json(), "base": SOURCE})
-    defaults = {
-        "bos_token_id": config.bos_id, "eos_token_id": config.eos_id,
-        "pad_token_id": config.pad_id, "do_sample": True, "temperature": 0.7, "top_p": 0.9,
-    }  # fmt: skip
-    text = json.dumps(defaults, indent=2) + "\n"
+    text = json.dumps(generation_config(vocabulary.control), indent=2) + "\n"
     write_atomic(out / "generation_config.json", text.encode())
     return vocabulary
 

@@ -52,16 +52,18 @@ def export(
 
 
 def generation_config(control: dict[str, int]) -> dict[str, object]:
-    """The stock generation_config.json: a turn ends at `<|im_end|>`, sampling as SmolLM2's card."""
-    end = control["<|im_end|>"]
+    """The stock generation_config.json: a turn ends at `<|im_end|>`; words are sampled as here."""
+    from m27.infer.request import DEFAULTS
+
+    end, words = control["<|im_end|>"], DEFAULTS["text"]
     return {
         "bos_token_id": control["<|im_start|>"],
         "eos_token_id": end,
         "pad_token_id": end,
         "do_sample": True,
-        "temperature": 0.2,
-        "top_p": 0.9,
-        "repetition_penalty": 1.1,
+        "temperature": words.temperature,
+        "top_p": words.top_p,
+        "repetition_penalty": words.repetition_penalty,
     }
 
 

@@ -18,6 +18,15 @@ IMAGE = (TEXT + 128, TEXT + 128 + 16384)
 AUDIO = (IMAGE[1], IMAGE[1] + 8192)
 
 
+WRITE = nano.write  # the runs below are made not to write
+
+
+class Named:
+    """Stands for a processor, of which only the vocabulary is asked for."""
+
+    vocabulary = None
+
+
 class ToyBase:
     """Stands for the published file."""
 
@@ -67,9 +76,29 @@ def test_the_recipe_names_tasks_and_makers_that_exist():
     assert set(PROMPTS) <= set(tasks)
     assert set(recipe.train.data.drop_prompt) <= set(tasks)
     for name in recipe.sources:
-        assert callable(nano.maker(name).documents)
+        assert callable(nano.maker(name))
     with pytest.raises(SettingError, match="weather"):
         nano.maker("weather")
+
+
+def test_the_default_run_is_the_shipped_one():
+    run = nano.nano().train
+    assert (run.minutes, run.steps, run.data.accumulate, run.data.row) == (65, None, 1, 2048)
+    rates = run.optim.lr, run.optim.map_lr, run.optim.control_lr
+    assert rates == (5e-4, 6e-4, 6e-4)
+    assert (run.optim.warmup, run.optim.decay) == (0.03, 0.3)
+
+
+def test_the_rank_written_is_that_of_the_run(recipe, monkeypatch):
+    run = replace(recipe.train, lora=LoraConfig(rank=3, alpha=5))
+    nano.train(replace(recipe, train=run))
+    written = {}
+    monkeypatch.setattr(nano, "save_packed", lambda out, **given: written.update(given))
+    monkeypatch.setattr(nano.Processor, "load", lambda folder: Named)
+    monkeypatch.setattr(base, "nano_config", lambda gguf, vocabulary: None)
+    WRITE(recipe)
+    assert recipe.train.lora.rank == 2
+    assert (written["rank"], written["alpha"]) == (3, 5)
 
 
 def test_an_unknown_setting_is_a_status_2_that_names_the_nearest(capsys):
