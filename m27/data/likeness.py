@@ -4,6 +4,10 @@ A signature is the picture, alpha on white, squeezed to 16×16 RGB. Two pictures
 their signatures correlate by at least `CORRELATION` and differ by at most `DIFFERENCE` of 255
 levels (root mean square). Correlation, because pale line drawings on white differ little although
 nothing in them is the same. The list is shipped as `near_duplicates.txt`; a test checks it.
+
+    python -m m27.data.likeness
+
+writes it anew, from every picture source (minutes the first time, while signatures are made).
 """
 
 from __future__ import annotations
@@ -122,3 +126,7 @@ def write(path: Path = holdout.NEAR_DUPLICATES) -> int:
     temporary.write_text("\n".join(lines) + "\n")
     os.replace(temporary, path)
     return len(found)
+
+
+if __name__ == "__main__":
+    print(f"{holdout.NEAR_DUPLICATES}: {write():,} pictures")

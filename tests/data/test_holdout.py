@@ -3,13 +3,14 @@
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from m27.data import holdout, likeness, registry
 from m27.data.sources import emoji, openclipart, stamps, storybooks
-from m27.data.sources.base import Item, SourceError, shared_data, split
+from m27.data.sources.base import Item, SourceError, of_split, shared_data, split
 from m27.data.sources.pictures import SOURCES, pictures
 
 NEEDS = {
@@ -69,6 +70,37 @@ def test_look_alikes_belong_to_neither_side(monkeypatch: pytest.MonkeyPatch) -> 
     item = Item("x/1", "a", "a", b"1", meta={"split": "train"})
     monkeypatch.setattr(holdout, "near_duplicates", lambda: frozenset({item.content_hash}))
     assert split(item) == "dropped"
+
+
+def made(style: str, number: int, data: bytes) -> Item:
+    """One made picture of a family with a rate; with no concept its bytes decide."""
+    concept = f"thing {'x' * number}" if style != "nameless" else ""
+    return Item(f"emoji/{style}/{number}", concept, concept, data, meta={"style": style})
+
+
+def test_made_items_part_into_two_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [made(s, n, f"{s}{n}".encode()) for s in ("one", "two") for n in range(300)]
+    items += [made("nameless", n, bytes([n % 100])) for n in range(200)]  # each twice, renamed
+    one = next(item for item in items if split(item) == "train")
+    monkeypatch.setattr(holdout, "near_duplicates", lambda: frozenset({one.content_hash}))
+    train, test = list(of_split(iter(items), "train")), list(of_split(iter(items), "test"))
+    assert split(one) == "dropped"
+    assert one not in train
+    assert one not in test
+    assert len(train) + len(test) == len(items) - 1
+    assert 0.05 < len(test) / len(items) < 0.25
+    named = [{item.concept for item in side if item.concept} for side in (train, test)]
+    assert not named[0] & named[1]
+    assert not {item.content_hash for item in train} & {item.content_hash for item in test}
+    both = [item.concept for item in test if item.meta["style"] != "nameless"]
+    assert len(both) == 2 * len(set(both))  # each held-out concept, in both styles
+
+
+def test_without_its_list_nothing_is_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(holdout, "NEAR_DUPLICATES", tmp_path / "near_duplicates.txt")
+    holdout.near_duplicates.cache_clear()
+    with pytest.raises(FileNotFoundError, match="near_duplicates"):
+        holdout.near_duplicates()
 
 
 @pytest.mark.parametrize(
