@@ -3,7 +3,8 @@
     python -m recipes.replay --threads 2
 
 The base answers a few hundred questions; what it said is a training text that keeps its distribution
-where it was. Written once, as JSON lines of messages, under the cache folder.
+where it was. Written once, as JSON lines of messages, under the cache folder; delete the file to have
+it written anew. Runs on the CPU, and needs `python -m recipes.nano --stage base` before.
 """
 
 from __future__ import annotations
@@ -135,13 +136,14 @@ def documents(split: Side, seed: int) -> Iterator[Document]:
 
 
 def main() -> None:
-    """Write the answers."""
+    """Write the answers, unless they are there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--count", type=int, default=COUNT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    write(kept(), arguments.count)
+    if not kept().is_file():
+        write(kept(), arguments.count)
     print(kept())
 
 
