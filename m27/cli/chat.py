@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m27.cli.console import InputError, ModelOption, Outputs, busy, check_model, describe
+from m27.cli.console import (
+    InputError,
+    ModelOption,
+    Outputs,
+    busy,
+    check_model,
+    describe,
+    standard_input,
+)
 from m27.cli.show import show
 
 if TYPE_CHECKING:
@@ -39,6 +47,9 @@ def chat(
     guidance: Annotated[
         float, typer.Option(help="How closely pictures and sounds follow the words; 1 is off.")
     ] = 2.5,
+    letterbox: Annotated[
+        bool, typer.Option(help="Show pictures whole, padded with white; else their middle square.")
+    ] = False,
     json_output: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
@@ -49,7 +60,8 @@ def chat(
     if json_output and prompt is None:
         raise InputError("--json needs a prompt")
     if prompt == "-":
-        prompt = sys.stdin.read()
+        with standard_input() as stream:
+            prompt = stream.read()
     request = Request(
         [],
         modalities=tuple(m.strip() for m in modalities.split(",") if m.strip()),
@@ -59,13 +71,13 @@ def chat(
         temperature=temperature,
     )
     # Files are read before the weights are: a wrong name is told at once.
-    parts = [read_part("image", p) for p in image or []]
+    parts = [read_part("image", p, letterbox) for p in image or []]
     parts += [read_part("audio", p) for p in audio or []]
     check_model(model)
-    engine = load(model)
     outputs = Outputs(out)
+    engine = load(model)
     if prompt is None:
-        Conversation(engine, request, outputs, pending=parts).run()
+        Conversation(engine, request, outputs, letterbox, pending=parts).run()
         return
     parts.append({"type": "text", "text": prompt})
     request = replace(request, messages=[{"role": "user", "content": parts}])
@@ -89,12 +101,15 @@ def load(folder: Path) -> "Engine":
         return Engine.load(folder)
 
 
-def read_part(kind: str, path: Path) -> dict[str, Any]:
-    """A picture or sound file as a message part; raises MediaError, which names the file."""
+def read_part(kind: str, path: Path, letterbox: bool = False) -> dict[str, Any]:
+    """A picture or sound file as a message part; raises MediaError, which names the file.
+
+    `letterbox`: the model is shown the picture whole on white, not its middle square.
+    """
     from m27.codec import media
 
     if kind == "image":
-        return {"type": "image", "image": media.read_image(path)}
+        return {"type": "image", "image": media.read_image(path), "letterbox": letterbox}
     return {"type": "audio", "audio": media.read_audio(path)}
 
 
@@ -105,6 +120,7 @@ class Conversation:
     engine: "Engine"
     request: "Request"
     outputs: Outputs
+    letterbox: bool = False
     pending: list[dict[str, Any]] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
 
@@ -117,7 +133,8 @@ class Conversation:
             print(f"{HELP}\n")
         while True:
             try:
-                line = read("> " if watched else "").strip()
+                with standard_input():
+                    line = read("> " if watched else "").strip()
             except EOFError:
                 return
             if line == "/quit":
@@ -130,7 +147,10 @@ class Conversation:
         try:
             command, _, rest = line.partition(" ")
             if command in ("/image", "/audio"):
-                self.pending.append(read_part(command[1:], Path(rest.strip()).expanduser()))
+                if not rest.strip():
+                    raise InputError(f"{command} needs a file")
+                path = Path(rest.strip()).expanduser()
+                self.pending.append(read_part(command[1:], path, self.letterbox))
             elif command == "/reset":
                 self.messages, self.pending = [], []
             elif command.startswith("/"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m27.cli.console import InputError, ModelOption
+from m27.cli.console import InputError, ModelOption, standard_input
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ def encode(
     height: Annotated[int, typer.Option(help="Pixels, a multiple of 16 up to 512.")] = 128,
     width: Annotated[int, typer.Option(help="Pixels, a multiple of 16 up to 512.")] = 128,
     letterbox: Annotated[
-        bool, typer.Option(help="Keep the aspect and pad with white, instead of stretching.")
+        bool, typer.Option(help="All of the picture, padded with white; else its middle part.")
     ] = False,
 ) -> None:
     """Print the codes of FILE as one line of JSON."""
@@ -29,7 +29,7 @@ def encode(
     if media.medium_of(file) == "image":
         if any(side % 16 or not 16 <= side <= 512 for side in (height, width)):
             raise InputError(f"{height} x {width}: sides must be multiples of 16 up to 512")
-        rgb = media.fit_image(media.read_image(file), height, width, letterbox=letterbox)
+        rgb = media.show_image(media.read_image(file), height, width, letterbox=letterbox)
         import torch
 
         from m27.codec.image import ImageCodec
@@ -65,7 +65,8 @@ def decode(
     medium, revision = record["medium"], record.get("codec")
     wanted = ".png" if medium == "image" else ".wav"
     if out.suffix.lower() != wanted:
-        raise InputError(f"{out}: the codes are of a {medium}; the file must end in {wanted}")
+        noun = "picture" if medium == "image" else "sound"
+        raise InputError(f"{out}: the codes are of a {noun}; the file must end in {wanted}")
     import torch
 
     if medium == "image":
@@ -89,8 +90,14 @@ def decode(
 def read_codes(name: str) -> dict[str, Any]:
     """The JSON record in the file `name`, or on standard input for "-". Raises `InputError`."""
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        if name == "-":
+            with standard_input() as stream:
+                text = stream.read()
+        else:
+            text = Path(name).read_text(encoding="utf-8")
         record = json.loads(text)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except (OSError, ValueError, RecursionError):

@@ -3,16 +3,29 @@
 Imports nothing heavy, so that `m27 --help` and a wrong file name answer at once.
 """
 
+import io
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+# Packages that only some commands need, and the extra of pyproject.toml that brings them.
+OPTIONAL = {
+    "soundfile": "media",
+    "soxr": "media",
+    "pyarrow": "eval",
+    "onnxruntime": "eval",
+    "ctranslate2": "eval",
+    "transformers": "export",
+}
 
 
 class InputError(ValueError):
@@ -32,9 +45,26 @@ ModelOption = Annotated[
 ]
 
 
+@contextmanager
+def standard_input() -> Iterator[TextIO]:
+    """Standard input, read as UTF-8 whatever the locale; `InputError` where it is not."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        yield sys.stdin
+    except UnicodeDecodeError:
+        raise InputError("standard input: is not UTF-8") from None
+
+
 def describe(error: BaseException) -> str | None:
-    """One line for an error that is the caller's to mend (a typed error of ours, or of the file
-    system); None for any other, which is a fault in the program and keeps its traceback."""
+    """One line for an error that is the caller's to mend (a typed error of ours, one of the file
+    system, an optional package that is not installed); None for any other, which is a fault in the
+    program and keeps its traceback."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in OPTIONAL:
+            return f"needs the package {package}: pip install -e '.[{OPTIONAL[package]}]'"
+        return None
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or 'cannot be read or written'}"
@@ -55,17 +85,27 @@ def busy(text: str) -> Iterator[None]:
         yield
 
 
-def check_model(folder: Path) -> None:
-    """Raise `InputError` where there is no model."""
+def check_model(folder: Path, advice: str = "name its folder with --model") -> None:
+    """Raise `InputError`, which ends in `advice`, where there is no model."""
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no model here; name its folder with --model")
+        raise InputError(f"{folder}: no model here; {advice}")
 
 
 class Outputs:
     """Pictures and sounds written to `folder` as image-1.png, audio-1.wav, …: under the next free
-    number of their kind, or, with a `prefix` of the caller's, over what an earlier run left."""
+    number of their kind, or, with a `prefix` of the caller's, over what an earlier run left.
+
+    Raises `InputError` where nothing can be written there, so that this is known before a medium is
+    made; the folder itself is made with its first file."""
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+        try:
+            tempfile.TemporaryFile(dir=there).close()
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written to ({error.strerror})") from None
         self.folder = folder
         self.prefix = prefix
         self._counts = {"image": 0, "audio": 0}

@@ -41,8 +41,8 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder under which each gets its shard.")],
     split: SplitOption = "train",
     seed: Annotated[int, typer.Option(help="Seed of phrasings and made scenes.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Documents of each, at most.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longer documents are left out.")] = 2048,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each, at most.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longer documents are left out.")] = 2048,
 ) -> None:
     """Encode documents into token shards, with the tokenizer and codecs of the model."""
     from m27.data import build as shards
@@ -86,7 +86,7 @@ def check(
 def show(
     names: Annotated[list[str], typer.Argument(help=NAMES)],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("out/data/index.html"),
-    count: Annotated[int, typer.Option(help="Samples of each.")] = 24,
+    count: Annotated[int, typer.Option(min=1, help="Samples of each.")] = 24,
     split: SplitOption = "train",
     seed: Annotated[int, typer.Option(help="Another seed, other samples.")] = 0,
 ) -> None:

@@ -22,7 +22,7 @@ def evaluate(
     folder = default_model() if model == "nano" else Path(model)
     if not folder.is_dir() and shipped.is_dir():
         folder = shipped
-    check_model(folder)
+    check_model(folder, "give 'nano' or the folder of a model")
     for name, value in (("--samples", samples), ("--validity", validity), ("--batch", batch)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")

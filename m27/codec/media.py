@@ -99,6 +99,26 @@ def fit_image(
     return np.asarray(frame).copy()
 
 
+def middle(rgb: Pixels, height: int = 1, width: int = 1) -> Pixels:
+    """The largest part of uint8 [H, W, 3] about its middle that is as high to wide as `height` to
+    `width`, by default a square: fitting it changes no proportions. A view, not a copy."""
+    scale = min(rgb.shape[0] / height, rgb.shape[1] / width)
+    high, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (rgb.shape[0] - high) // 2, (rgb.shape[1] - wide) // 2
+    return rgb[top : top + high, left : left + wide]
+
+
+def show_image(
+    rgb: Pixels, height: int = 128, width: int = 128, *, letterbox: bool = False
+) -> Pixels:
+    """A user's uint8 [H, W, 3] as the model is shown it, [height, width, 3]: its middle, as
+    photographs are in training, or all of it on white with `letterbox`. Raises `MediaError`."""
+    whole = letterbox or rgb.ndim != 3 or 0 in rgb.shape
+    return fit_image(
+        rgb if whole else middle(rgb, height, width), height, width, letterbox=letterbox
+    )
+
+
 def read_audio(source: Source, limits: Limits = DEFAULT_LIMITS) -> Samples:
     """Decode a WAV, FLAC, OGG or MP3 to float32 [T] in -1..1, mono, 16 kHz.
 
@@ -200,17 +220,24 @@ def write_wav(path: str | Path, samples: Samples, rate: int = SAMPLE_RATE) -> No
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` under a temporary name beside `path`, then rename: a reader never sees half."""
+    """Write `data` under a temporary name beside `path`, then rename: a reader never sees half.
+
+    Raises OSError naming `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:  # named after what was asked for, not after the temporary name
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.chmod(temporary, 0o644)  # mkstemp makes it private; these are ordinary outputs
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

@@ -44,16 +44,8 @@ def picture(item: Item) -> Part:
     except media.MediaError as error:
         raise media.MediaError(f"{item.key}: {error}") from error
     if not whole:
-        rgb = middle(rgb)
+        rgb = media.middle(rgb)
     return image(media.fit_image(rgb, PICTURE_SIZE, PICTURE_SIZE, letterbox=whole))
-
-
-def middle(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The middle square of uint8 [H, W, 3], so that fitting it changes no proportions."""
-    height, width = rgb.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return rgb[top : top + side, left : left + side]
 
 
 def sound(samples: NDArray[np.float32]) -> Part:

@@ -63,6 +63,14 @@ def test_prompt_from_standard_input(run, monkeypatch: pytest.MonkeyPatch) -> Non
     assert usage["prompt_tokens"] > len("from a pipe")
 
 
+def test_input_that_is_not_utf8_is_told(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (("chat", "-"), ("chat",), ("decode", "-", "--out", "x.png")):
+        broken = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "ascii", "surrogateescape")
+        monkeypatch.setattr("sys.stdin", broken)
+        done = run(*arguments)
+        assert (done.status, done.err) == (2, "m27: standard input: is not UTF-8\n")
+
+
 @pytest.mark.parametrize("option", ["--image", "--audio"])
 def test_unusable_files_give_one_line_and_status_2(run, option: str, tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
@@ -88,6 +96,8 @@ def test_unusable_files_give_one_line_and_status_2(run, option: str, tmp_path: P
         (("--modalities", "video"), "modalities"),
         (("--modalities", ","), "modalities"),
         (("--temperature", "-1"), "temperature"),
+        (("--temperature", "1e-309"), "temperature"),
+        (("--temperature", "inf"), "temperature"),
         (("--max-tokens", "0"), "max_tokens"),
         (("--max-tokens", "9", "--modalities", "image"), "at least"),
         (("--guidance", "nan"), "guidance"),
@@ -113,10 +123,12 @@ def test_a_prompt_that_is_too_long_is_told(run) -> None:
 
 
 def test_an_output_folder_that_cannot_be_is_told(run, picture: Path) -> None:
-    done = run("chat", "x", "--modalities", "image", "--out", picture, "--max-tokens", "69")
-    assert done.status == 2
-    assert picture.name in done.err
-    assert "Traceback" not in done.err
+    for out in (picture, picture / "below", "/proc"):
+        done = run("chat", "x", "--modalities", "text", "--out", out, "--max-tokens", "2")
+        assert done.status == 2  # although no file came of it: known before the model is asked
+        assert done.out == ""
+        assert done.err.startswith(f"m27: {out}: cannot be written to")
+        assert done.err.count("\n") == 1
 
 
 def test_conversation_remembers_resets_and_survives_faults(
@@ -133,13 +145,14 @@ def test_conversation_remembers_resets_and_survives_faults(
 
     monkeypatch.setattr(Engine, "stream", spy)
     lines = [
-        f"/image {picture}", "what is this?", "/image missing.png", "and now?", "/reset", "again",
+        f"/image {picture}", "what is this?", "/image missing.png", "/image ", "and now?", "/reset", "again",
         "/help", "", "/quit", "never read",
     ]  # fmt: skip
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     done = run("chat", "--max-tokens", "80", "--seed", "2")
     assert done.status == 0
     assert "missing.png: no such file" in done.err
+    assert "/image needs a file" in done.err
     assert "/reset" in done.out
     assert [len(messages) for messages in asked] == [1, 3, 1]
     assert [p["type"] for p in asked[0][0]["content"]] == ["image", "text"]

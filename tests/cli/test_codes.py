@@ -32,6 +32,11 @@ def test_size_and_letterbox(run, picture: Path) -> None:
     assert record["grid"] == [2, 4]
     boxed = json.loads(run("encode", picture, "--width", "256", "--letterbox").out)
     assert boxed["codes"][0][0] == 15  # white at the side of the dark half
+    tall = np.full((300, 100, 3), 255, np.uint8)
+    tall[100:200] = 0
+    media.write_png("tall.png", tall)
+    codes = np.array(json.loads(run("encode", "tall.png").out)["codes"])
+    assert (codes == 0).all()  # the middle square alone
     assert run("encode", picture, "--height", "100").status == 2
 
 

@@ -59,6 +59,25 @@ def test_unknown_names_are_told(run) -> None:
     assert run("data", "show", "cifar10", "--split", "all").status == 2
 
 
+def test_counts_below_one_are_told(run, records: Path) -> None:
+    for arguments in (
+        ("show", records, "--count", "-1"),
+        ("build", records, "--out", "x", "--limit", "-1"),
+        ("build", records, "--out", "x", "--max-tokens", "0"),
+    ):
+        assert run("data", *arguments).status == 2
+
+
+def test_a_package_that_is_not_installed_is_named(run, records: Path, monkeypatch) -> None:
+    def absent(*arguments):
+        raise ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow.parquet")
+
+    monkeypatch.setattr("m27.data.show.samples", absent)
+    done = run("data", "show", records)
+    assert done.status == 2
+    assert done.err == "m27: needs the package pyarrow: pip install -e '.[eval]'\n"
+
+
 def test_fetch_lists_what_there_is_without_fetching(run, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("M27_CACHE", str(tmp_path / "cache"))
     out = run("data", "fetch", "--list").out

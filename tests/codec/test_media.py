@@ -113,6 +113,17 @@ def test_odd_shapes_are_read_and_fitted(size: tuple[int, int]) -> None:
     assert media.fit_image(rgb, letterbox=True).shape == (128, 128, 3)
 
 
+def test_a_picture_is_shown_by_its_middle_or_whole() -> None:
+    wide = np.zeros((40, 120, 3), np.uint8)
+    wide[:, 40:80] = 200
+    assert (media.show_image(wide, 32, 32) == 200).all()
+    assert media.middle(wide, 1, 2).shape == (40, 80, 3)
+    boxed = media.show_image(wide, 120, 120, letterbox=True)
+    assert (boxed[:40] == 255).all()
+    assert (boxed[41:79, 45:75] == 200).all()
+    assert (boxed[41:79, :35] == 0).all()
+
+
 def test_fit_image_fills_or_letterboxes() -> None:
     red = np.zeros((10, 40, 3), np.uint8) + np.array([255, 0, 0], np.uint8)
     assert (media.fit_image(red, 32, 64) == [255, 0, 0]).all()
