@@ -34,6 +34,7 @@ from .mel import (
     pitch_salience,
     whisper_log_mel,
 )
+from .packing import CodecError
 from .quantize import FSQ
 from .source_filter import CONTEXT, Frames, advance, synthesise
 from .whisper_encoder import WhisperEncoder
@@ -250,7 +251,7 @@ class AudioCodec(nn.Module):
 
     def _check(self, codes: Tensor) -> None:
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
-            raise ValueError(f"audio codec: a code is outside 0..{self.codebook_size - 1}")
+            raise CodecError(f"audio codec: a code is outside 0..{self.codebook_size - 1}")
 
     def save(self, folder: str | Path) -> Path:
         """Write ``audio_codec.safetensors`` into ``folder`` (large matrices int8 a row, the rest
@@ -265,8 +266,7 @@ class AudioCodec(nn.Module):
         """Read what ``save`` wrote, in evaluation mode.
 
         Raises:
-            FileNotFoundError: if the folder has no audio codec.
-            ValueError: if the file is not one of this version.
+            CodecError: naming the file, if it is missing, broken or not one of this version.
         """
         path = Path(folder) / FILE
         tensors, metadata = packing.read(path)
@@ -274,8 +274,8 @@ class AudioCodec(nn.Module):
             fields = json.loads(metadata["config"])
             codec = cls(AudioConfig(**{**fields, "levels": tuple(fields["levels"])}))
             codec.load_state_dict(packing.unpack(tensors))
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{path}: not an audio codec of this version") from error
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise CodecError(f"{path}: not an audio codec of this version") from None
         return codec.eval().to(device)
 
 

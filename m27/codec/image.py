@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m27.codec import packing
+from m27.codec.packing import CodecError
 from m27.codec.quantize import FSQ
 from m27.codec.trunk import SCALES, Trunk
 
@@ -27,10 +28,6 @@ EVEN = 0.8  # tanh(0.8 z) is within 0.02 of 2Φ(z) − 1
 WIDTH = 256  # channels of the encoder's neck
 DECODER = (224, 112, 64, 32)  # channels of the decoder at strides 16, 8, 4, 2
 FILE = "image_codec.safetensors"
-
-
-class CodecError(ValueError):
-    """Codes or pixels that a codec cannot take; the message names the shape."""
 
 
 class ResBlock(nn.Module):
@@ -196,20 +193,22 @@ class ImageCodec(nn.Module):
         """Read what `save` wrote (a folder, or the file itself), in float32 and evaluation mode.
 
         Raises:
-            CodecError: if the file is missing or is not an image codec.
+            CodecError: naming the file, if it is missing, broken or not a whole image codec.
         """
         path = Path(folder)
         path = path / FILE if path.is_dir() else path
+        if not path.is_file():
+            raise CodecError(f"{path}: no image codec there")
+        packed, metadata = packing.read(path)
         try:
-            packed, metadata = packing.read(path)
-        except FileNotFoundError:
-            raise CodecError(f"{path}: no image codec there") from None
-        except ValueError as error:
-            raise CodecError(str(error)) from None
-        config = json.loads(metadata.get("config", "{}"))
-        if "levels" not in config:
-            raise CodecError(f"{path}: not an image codec (no levels in its metadata)")
-        codec = cls(tuple(config["levels"]))
-        codec.load_state_dict(packing.unpack(packed), strict=False)
-        codec.revision = str(config["revision"])
+            config = json.loads(metadata["config"])
+            codec = cls(tuple(config["levels"]))
+            codec.revision = str(config["revision"])
+            absent, surplus = codec.load_state_dict(packing.unpack(packed), strict=False)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise CodecError(f"{path}: not an image codec of this version") from None
+        # Counters of batches are whole numbers, which `save` leaves out; nothing reads them.
+        absent = [name for name in absent if not name.endswith("num_batches_tracked")]
+        if absent or surplus:
+            raise CodecError(f"{path}: {[*absent, *surplus][0]} is missing or has no place")
         return codec.to(device).eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor
 
 _SCALE = "::scale"
 _LARGE = 4096  # elements from which a matrix goes to int8
+
+
+class CodecError(ValueError):
+    """Codes, media or a file that a codec cannot take; the message names the shape or the file."""
 
 
 def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -60,11 +65,21 @@ def revision(packed: dict[str, Tensor]) -> str:
 
 
 def write(path: Path, packed: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    """Write a safetensors file beside its final name, then move it there; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a safetensors file beside its final name, then move it there; folders are made.
+
+    Raises:
+        CodecError: if the disk or the folder does not take it.
+    """
     partial = path.with_suffix(".partial")
-    save_file(packed, str(partial), metadata=metadata)
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(packed, str(partial), metadata=metadata)
+        os.chmod(partial, 0o644)  # safetensors makes it private; weights are to be shared
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise CodecError(f"{path}: cannot be written ({error})") from None
     return path
 
 
@@ -72,15 +87,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file → tensors and metadata.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is not a safetensors file.
+        CodecError: if it is not there or not a safetensors file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise CodecError(f"{path}: no such file")
     try:
         with safe_open(str(path), "pt") as file:
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
             return tensors, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error})") from error
+    except (OSError, SafetensorError) as error:
+        raise CodecError(f"{path}: not a readable safetensors file ({error})") from None

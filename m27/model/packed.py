@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +39,37 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read; the message names the file and the tensor or field."""
+    """A checkpoint that cannot be read or written; the message names the file and the tensor or field."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file under a temporary name, then put it in place."""
+    """Write a safetensors file under a temporary name, then put it in place.
+
+    Raises `CheckpointError` naming `path` where the disk or the folder does not take it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        temporary,
-        metadata=dict(metadata),
-    )
-    os.replace(temporary, path)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, temporary, metadata=dict(metadata))
+        os.chmod(temporary, 0o644)  # safetensors makes it private; a checkpoint is to be shared
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error})") from None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file under a temporary name, then put it in place."""
+    """Write a JSON file as `write_tensors` does. Raises `CheckpointError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

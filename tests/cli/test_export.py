@@ -42,6 +42,7 @@ def test_exports_that_are_refused(run, model: Path) -> None:
         ("--out", "x", "--to", "onnx"),
         ("--out", str(model)),
         ("--out", "x", "--model", "nowhere"),
+        ("--out", "/proc"),
     ):
         done = run("export", *arguments)
         assert done.status == 2

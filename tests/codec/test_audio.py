@@ -10,6 +10,7 @@ import torch
 
 from m27.codec import packing
 from m27.codec.audio import AudioCodec, AudioConfig, at_codes
+from m27.codec.packing import CodecError
 
 SMALL = AudioConfig(
     whisper_blocks=1,
@@ -147,13 +148,13 @@ def test_revision_follows_the_weights(codec: AudioCodec) -> None:
 
 
 def test_load_names_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"audio_codec\.safetensors"):
+    with pytest.raises(CodecError, match=r"audio_codec\.safetensors"):
         AudioCodec.load(tmp_path)
     (tmp_path / "audio_codec.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="not a safetensors file"):
+    with pytest.raises(CodecError, match="not a readable safetensors file"):
         AudioCodec.load(tmp_path)
     packing.write(tmp_path / "audio_codec.safetensors", {"x": torch.zeros(1)}, {"config": "{}"})
-    with pytest.raises(ValueError, match="not an audio codec"):
+    with pytest.raises(CodecError, match="not an audio codec"):
         AudioCodec.load(tmp_path)
 
 

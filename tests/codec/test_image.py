@@ -3,13 +3,16 @@ loaded."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from m27.codec.image import CodecError, ImageCodec
+from m27.codec import packing
+from m27.codec.image import FILE, ImageCodec
+from m27.codec.packing import CodecError
 from m27.codec.trunk import STAGES, Trunk, from_published
 
 
@@ -73,6 +76,22 @@ def test_saved_and_loaded(codec: ImageCodec, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp"))
     with pytest.raises(CodecError, match="no image codec"):
         ImageCodec.load(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_not_a_whole_codec_is_named(codec: ImageCodec, tmp_path: Path) -> None:
+    whole, about = packing.read(codec.save(tmp_path))
+    few = {name: tensor for name, tensor in whole.items() if not name.startswith("neck.out.")}
+    bent = {**whole, "neck.out.bias": torch.zeros(2)}
+    for tensors, metadata, words in (
+        (few, about, "neck.out"),
+        (bent, about, "not an image codec"),
+        (whole, {"config": json.dumps({"levels": codec.levels})}, "not an image codec"),
+        (whole, {}, "not an image codec"),
+    ):
+        packing.write(tmp_path / FILE, tensors, metadata)
+        with pytest.raises(CodecError, match=words) as caught:
+            ImageCodec.load(tmp_path)
+        assert str(tmp_path / FILE) in str(caught.value)
 
 
 def test_norms_fold_into_convolutions() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from m27.model.checkpoint import CheckpointError, load, read_base, save, save_packed
 from m27.model.code_map import CodeMap
 from m27.model.gguf import Blocks, read_gguf
+from m27.model.packed import write_tensors
 from tests.model.conftest import TINY, random_decoder
 from tests.model.gguf_writer import write_llama
 
@@ -47,6 +48,18 @@ def write(directory: Path, base=None, **change) -> dict[str, torch.Tensor]:
     } | change  # fmt: skip
     save_packed(directory, **settings)
     return settings["trained"]
+
+
+def test_files_can_be_read_by_others_and_a_full_disk_is_told(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"x": torch.zeros(2)}, {})
+    assert path.stat().st_mode & 0o777 == 0o644
+    (tmp_path / "taken.safetensors").mkdir()  # stands for any place that takes no file
+    with pytest.raises(CheckpointError, match=r"taken\.safetensors: cannot be written"):
+        write_tensors(tmp_path / "taken.safetensors", {"x": torch.zeros(2)}, {})
+    with pytest.raises(CheckpointError, match=r"/proc/x: cannot be written"):
+        write_tensors(Path("/proc/x"), {"x": torch.zeros(2)}, {})
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_base_is_kept_to_the_last_bit(base, tmp_path):
