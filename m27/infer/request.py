@@ -37,6 +37,8 @@ class Sampling:
         for name, (value, low, high) in ranges.items():
             if not low <= value <= high:  # also false for not-a-number
                 raise RequestError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")
+        if 0.0 < self.temperature < 1e-4:  # the logits divided by it would not stay finite
+            raise RequestError(f"temperature must be 0 or at least 1e-4, not {self.temperature:g}")
 
 
 # Words want the likeliest reading (0.2 and 0.9 are what SmolLM2's card advises); a picture or a
