@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +41,6 @@ class Case:
     messages: Messages
     settings: dict[str, Any]
     max_tokens: int
-    kinds: list[str] = field(default_factory=list)
 
 
 def cases(n: int, seed: int, vocabulary: Vocabulary) -> list[Case]:
@@ -66,7 +65,7 @@ def cases(n: int, seed: int, vocabulary: Vocabulary) -> list[Case]:
                 settings["plan"] = plan
         messages = [{"role": "user", "content": content(draw, vocabulary)}]
         budget = draw.randint(8, 120)
-        made.append(Case(f"structure/{seed}/{number}", messages, settings, budget, modalities))
+        made.append(Case(f"structure/{seed}/{number}", messages, settings, budget))
     return made
 
 
