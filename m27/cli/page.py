@@ -81,8 +81,8 @@ def write_page(path: Path, cards: list[Card], total: int, seconds: float, model:
 answer is the first one given, and {state}, on this machine.</p>
 </header>
 {sections}
-<footer>Written by <code>m27 tour</code>. The inputs are samples that the model was not trained
-on.</footer>
+<footer>Written by <code>m27 tour</code>. The pictures and sounds given are samples that the
+model was not trained on.</footer>
 </main>
 </body>
 </html>

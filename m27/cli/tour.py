@@ -1,4 +1,4 @@
-"""`m27 tour`: ten exchanges that show what the model does, in the terminal and as a page.
+"""`m27 tour`: eleven exchanges that show what the model does, in the terminal and as a page.
 
 What is asked is spelled as in training (`m27.data.prompts`); the sample inputs ship with the
 project and were not trained on. Sounds and texts are bounded so that the whole takes under three
@@ -42,11 +42,13 @@ def seconds_of_sound(least: float, most: float) -> dict[str, Any]:
     }
 
 
+SENTENCE = "the farmer buys two cows"  # held out (`m27.data.sources.sentences`)
 WORDS = {"modalities": ("text",), "max_tokens": 48, "temperature": 0.0}
 STOPS = (
     Stop("A question", "text", "What is the capital of France?", options=WORDS),
     Stop("A caption", "caption_picture", sample="caption.png", options=WORDS),
-    Stop("A question about a picture", "vqa", "what color is the shape?", "vqa.png", WORDS),
+    Stop("A question about a picture", "name_picture", sample="photo.png", options=WORDS),
+    Stop("A question about a shape", "vqa", "what color is the shape?", "vqa.png", WORDS),
     Stop("A picture from words", "draw", "a red apple", options={"plan": ("image",)}),
     Stop(
         "A story with pictures",
@@ -56,7 +58,7 @@ STOPS = (
     ),
     Stop("What a sound is", "name_sound", sample="sound.wav", options=WORDS),
     Stop("Speech to text", "transcribe", sample="speech.wav", options=WORDS),
-    Stop("Text to speech", "speak", "good morning", options=seconds_of_sound(0.6, 2.5)),
+    Stop("Text to speech", "speak", SENTENCE, options=seconds_of_sound(0.6, 2.5)),
     Stop(
         "A sound for a word", "sound_for_text", "a dog barking", options=seconds_of_sound(0.5, 2.0)
     ),
@@ -75,7 +77,7 @@ def tour(
     samples: Annotated[Path, typer.Option(help="Folder of the sample inputs.")] = SAMPLES,
     seed: Annotated[int, typer.Option(help="Another seed, other pictures and sounds.")] = 27,
 ) -> None:
-    """Show what the model does: ten exchanges, printed as they happen and kept as a page."""
+    """Show what the model does: eleven exchanges, printed as they happen and kept as a page."""
     given = [read_sample(stop, samples) for stop in STOPS]
     check_model(model)
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""m27 tour: ten exchanges, a page that shows each of them, and samples that can be read."""
+"""m27 tour: eleven exchanges, a page that shows each of them, and samples that can be read."""
 
 import re
 from html.parser import HTMLParser
@@ -10,6 +10,7 @@ import pytest
 from m27.cli import tour
 from m27.cli.page import Card, write_page
 from m27.codec import media
+from m27.data.sources import sentences
 
 
 @pytest.fixture
@@ -40,18 +41,18 @@ class Sources(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_tour_shows_ten_exchanges_and_writes_the_page(run, samples: Path) -> None:
+def test_tour_shows_eleven_exchanges_and_writes_the_page(run, samples: Path) -> None:
     done = run("tour", "--samples", samples, "--out", "made")
     assert done.status == 0, done.err
-    assert len(re.findall(r"\d+/10  [A-Z]", done.out)) == 10
+    assert len(re.findall(r"\d+/11  [A-Z]", done.out)) == 11
     assert "made/index.html" in done.out
     assert done.out.count("▀") >= 4 * 24 * 12  # drawn and given pictures as half-blocks
     page = Path("made/index.html").read_text()
     sources = Sources()
     sources.feed(page)
     assert sources.open == []
-    assert page.count("<section>") == 10
-    assert len(re.findall(r"\d tokens · [\d.]+ s", page)) == 10
+    assert page.count("<section>") == 11
+    assert len(re.findall(r"\d tokens · [\d.]+ s", page)) == 11
     for source in sources.found["img"]:
         assert media.read_image(Path("made") / source).size
     for source in sources.found["audio"]:
@@ -67,7 +68,7 @@ def test_tour_shows_ten_exchanges_and_writes_the_page(run, samples: Path) -> Non
 def test_a_second_tour_replaces_the_first(run, samples: Path) -> None:
     for _ in range(2):
         assert run("tour", "--samples", samples, "--out", "made").status == 0
-    assert len(list(Path("made/media").glob("04-image-*"))) == 1
+    assert len(list(Path("made/media").glob("05-image-*"))) == 1
 
 
 def test_a_missing_sample_is_named_before_anything_runs(run, samples: Path) -> None:
@@ -83,6 +84,10 @@ def test_shipped_samples_can_be_read() -> None:
         pytest.skip("no samples in this checkout")
     for stop in tour.STOPS:
         assert tour.read_sample(stop, tour.SAMPLES)[-1]["text"]
+
+
+def test_the_sentence_said_is_held_out() -> None:
+    assert sentences.sides(sentences.everyday())[tour.SENTENCE] == "test"
 
 
 def test_bounds_keep_the_tour_under_three_minutes() -> None:
