@@ -6,7 +6,7 @@ A document is `{"id", "task", "source", "messages"}`; parts hold raw media (arra
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -76,11 +76,3 @@ def shuffled(values: Iterable[_T], seed: int) -> list[_T]:
     every = list(values)
     random.Random(f"order:{seed}").shuffle(every)
     return every
-
-
-def text_of(message: Message) -> str:
-    """The text parts of a message, joined."""
-    content: str | Sequence[Part] = message["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
