@@ -29,7 +29,8 @@ def encode(
     if media.medium_of(file) == "image":
         if any(side % 16 or not 16 <= side <= 512 for side in (height, width)):
             raise InputError(f"{height} x {width}: sides must be multiples of 16 up to 512")
-        rgb = media.show_image(media.read_image(file), height, width, letterbox=letterbox)
+        rgb = media.read_image(file)
+        rgb = media.fit_image(rgb, height, width, letterbox=letterbox, crop=True)
         import torch
 
         from m27.codec.image import ImageCodec

@@ -78,14 +78,17 @@ def read_cutout(source: Source, limits: Limits = DEFAULT_LIMITS) -> Pixels:
 
 
 def fit_image(
-    rgb: Pixels, height: int = 128, width: int = 128, *, letterbox: bool = False
+    rgb: Pixels, height: int = 128, width: int = 128, *, letterbox: bool = False, crop: bool = False
 ) -> Pixels:
     """Resize uint8 [H, W, 3] to [height, width, 3] with antialiasing.
 
-    Fills the frame (the aspect may change), or with `letterbox` keeps the aspect and pads white.
+    Fills the frame (the aspect may change), or with `letterbox` keeps the aspect and pads white, or
+    with `crop` takes its `middle`, as training does of photographs.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
         raise MediaError(f"a picture is uint8 [H, W, 3], not {rgb.dtype} {list(rgb.shape)}")
+    if crop and not letterbox:
+        rgb = middle(rgb, height, width)
     if rgb.shape[:2] == (height, width):
         return rgb
     image = Image.fromarray(np.ascontiguousarray(rgb))
@@ -106,17 +109,6 @@ def middle(rgb: Pixels, height: int = 1, width: int = 1) -> Pixels:
     high, wide = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (rgb.shape[0] - high) // 2, (rgb.shape[1] - wide) // 2
     return rgb[top : top + high, left : left + wide]
-
-
-def show_image(
-    rgb: Pixels, height: int = 128, width: int = 128, *, letterbox: bool = False
-) -> Pixels:
-    """A user's uint8 [H, W, 3] as the model is shown it, [height, width, 3]: its middle, as
-    photographs are in training, or all of it on white with `letterbox`. Raises `MediaError`."""
-    whole = letterbox or rgb.ndim != 3 or 0 in rgb.shape
-    return fit_image(
-        rgb if whole else middle(rgb, height, width), height, width, letterbox=letterbox
-    )
 
 
 def read_audio(source: Source, limits: Limits = DEFAULT_LIMITS) -> Samples:
@@ -220,25 +212,21 @@ def write_wav(path: str | Path, samples: Samples, rate: int = SAMPLE_RATE) -> No
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` under a temporary name beside `path`, then rename: a reader never sees half.
-
-    Raises OSError naming `path`."""
+    """Write `data` under a temporary name beside `path`, then rename: a reader never sees half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:  # named after what was asked for, not after the temporary name
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o644)  # mkstemp makes it private; these are ordinary outputs
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:  # it is to name what was asked for
         raise OSError(error.errno, error.strerror, str(path)) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; these are ordinary outputs
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
 
 
 @contextmanager

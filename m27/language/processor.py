@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from m27.codec.media import MediaError, read_audio, read_image, show_image
+from m27.codec.media import MediaError, fit_image, read_audio, read_image
 from m27.language.bytelevel import Speller, token_bytes
 from m27.language.codecs import AudioCodec, Codecs, CodecsError, ImageCodec
 from m27.language.stream import StreamDecoder
@@ -145,7 +145,8 @@ class Processor:
             elif not isinstance(rgb, np.ndarray):
                 raise _PartError("image must be a uint8 array [H, W, 3]")
             letterbox = bool(part.get("letterbox", False))
-            codes = self._codecs.encode_image(show_image(rgb, height, width, letterbox=letterbox))
+            fitted = fit_image(rgb, height, width, letterbox=letterbox, crop=True)
+            codes = self._codecs.encode_image(fitted)
         codes_hw = _codes(codes, 2, vocabulary.image_size)
         height, width = codes_hw.shape
         if max(height, width) > MAX_GRID:

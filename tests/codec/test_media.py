@@ -113,12 +113,21 @@ def test_odd_shapes_are_read_and_fitted(size: tuple[int, int]) -> None:
     assert media.fit_image(rgb, letterbox=True).shape == (128, 128, 3)
 
 
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    for path in (tmp_path / "taken", Path("/proc/x.png")):
+        with pytest.raises(OSError, match=path.name) as caught:
+            media.write_atomic(path, b"x")
+        assert caught.value.filename == str(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
 def test_a_picture_is_shown_by_its_middle_or_whole() -> None:
     wide = np.zeros((40, 120, 3), np.uint8)
     wide[:, 40:80] = 200
-    assert (media.show_image(wide, 32, 32) == 200).all()
+    assert (media.fit_image(wide, 32, 32, crop=True) == 200).all()
     assert media.middle(wide, 1, 2).shape == (40, 80, 3)
-    boxed = media.show_image(wide, 120, 120, letterbox=True)
+    boxed = media.fit_image(wide, 120, 120, letterbox=True, crop=True)
     assert (boxed[:40] == 255).all()
     assert (boxed[41:79, 45:75] == 200).all()
     assert (boxed[41:79, :35] == 0).all()
