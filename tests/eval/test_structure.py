@@ -81,4 +81,5 @@ def test_answers_are_text_and_the_same_alone_or_together(bench):
     assert bench.answers(talks, 6) == together
     row, (record,) = Capital().run(bench)
     assert row.score == 0.0
-    assert record["prediction"] in row.note.strip("'\"") or record["prediction"]
+    assert row.note == repr(record["prediction"])
+    assert record["prediction"]

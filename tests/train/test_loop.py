@@ -113,8 +113,8 @@ def test_a_run_by_the_clock_decays_and_ends_in_time(shards, tmp_path):
     assert result.finished
     assert result.seconds >= 3.0
     rates = [record["rate"] for record in log(tmp_path)]
-    # A slow machine may do few steps; whatever it does, the last ones lie in the decay.
-    assert rates[-1] < max(rates) or len(rates) < 3
+    # A slow machine may do few steps; whatever it does, the last one lies in the decay.
+    assert rates[-1] < 1.0  # of the peak
 
 
 def test_other_shards_and_other_shapes_are_refused(shards, whole, tmp_path):
