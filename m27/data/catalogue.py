@@ -35,7 +35,8 @@ SOUNDS: dict[str, str] = {
     "kokoro": "m27.data.sources.kokoro",
     "soundscapes": "m27.data.makers.soundscapes",
 }
-EVERY: dict[str, str] = {**PICTURES, **SOUNDS}
+WORDS: dict[str, str] = {"texts": "m27.data.sources.texts"}
+EVERY: dict[str, str] = {**PICTURES, **SOUNDS, **WORDS}
 
 
 def documents(name: str) -> Documents:

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,18 +101,28 @@ class Trainer:
         where = f"{self.run_folder}/step-{found.step:06d}"
         if found.state["corpus"] != self.corpus.fingerprint:
             raise checkpoint.ResumeError(f"{where}: it was trained on other shards; name a new run")
-        for name, parameter in self.parameters.items():
-            tensor = found.trained.get(name)
-            if tensor is None or tensor.shape != parameter.shape:
-                raise checkpoint.ResumeError(f"{where}: {name} is missing or of another shape")
-            with torch.no_grad():
-                parameter.copy_(tensor)
+        self._take(found.trained, where)
         self.optimiser.load(found.optimiser)
         torch.set_rng_state(found.optimiser["rng"])
         self.step, self.tokens = found.step, int(found.state["tokens"])
         self.seconds = float(found.state["seconds"])
         state: State = found.state["loader"]
         return state
+
+    def begin_from(self, run: Path) -> None:
+        """Begin with the trained part of another run's newest snapshot; optimiser and data anew."""
+        found = checkpoint.latest(run)
+        if found is None:
+            raise checkpoint.ResumeError(f"{run}: no snapshot to begin from")
+        self._take(found.trained, str(run))
+
+    def _take(self, trained: Mapping[str, Tensor], where: str) -> None:
+        for name, parameter in self.parameters.items():
+            tensor = trained.get(name)
+            if tensor is None or tensor.shape != parameter.shape:
+                raise checkpoint.ResumeError(f"{where}: {name} is missing or of another shape")
+            with torch.no_grad():
+                parameter.copy_(tensor)
 
     @property
     def progress(self) -> float:

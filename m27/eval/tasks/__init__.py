@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from m27.eval.bench import Task
 from m27.eval.tasks.captions import EmojiCaptions
-from m27.eval.tasks.language import Capital, Perplexity
+from m27.eval.tasks.language import Capital, Perplexity, manual, passages
 from m27.eval.tasks.naming import CIFAR10, EASY_VQA, INSTRUMENTS, SPOKEN_WORDS
 from m27.eval.tasks.structure import Structure
 
@@ -16,7 +16,8 @@ TASKS: dict[str, Task] = {
         EmojiCaptions(),
         INSTRUMENTS,
         SPOKEN_WORDS,
-        Perplexity(),
+        Perplexity("perplexity", passages),
+        Perplexity("perplexity-manual", manual),
         Capital(),
         Structure(),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,14 @@ class Perplexity:
     over text.
     """
 
-    name = "perplexity"
+    def __init__(self, name: str, texts: Callable[[int, int], list[tuple[str, str]]]) -> None:
+        self.name, self.texts = name, texts
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Both models on up to `PASSAGES` passages of `LENGTH` tokens (fewer for fewer samples)."""
         count = max(2, min(PASSAGES, bench.samples * PASSAGES // 200))
         encode = bench.engine.processor.encode_text
-        texts = passages(count, bench.seed)
+        texts = self.texts(count, bench.seed)
         rows = [(name, encode(text)[:LENGTH]) for name, text in texts]
         ids = [tokens for _, tokens in rows]
         text = bench.engine.processor.vocabulary.text_size
@@ -87,6 +89,18 @@ def passages(count: int, seed: int) -> list[tuple[str, str]]:
             raise ValueError(f"{package}: {half} held-out passages wanted, {len(long)} there")
         found += long[:half]
     return found
+
+
+def manual(count: int, seed: int) -> list[tuple[str, str]]:
+    """(name, text) of topics of Python's own manual: English of a kind that training never holds.
+
+    At most half of `count`. The text comes with the interpreter, so the row's hash of the data
+    changes with its version.
+    """
+    from pydoc_data.topics import topics
+
+    long = [(name, " ".join(text.split())) for name, text in topics.items() if len(text) > 3000]
+    return sorted(long, key=lambda item: rank(seed, item[0]))[: max(2, count // 2)]
 
 
 def passage_text(path: Path) -> str:
