@@ -64,11 +64,11 @@ def measure(folder: Path, runs: int) -> dict[str, float]:
         note("text, tokens/s", (count - 1) / (seconds - first))
         first, _, _ = ask(engine, picture, modalities=("text",), max_tokens=8)
         note("first word about a picture, s", first)
-        _, seconds, _ = ask(engine, "Draw a red apple.", modalities=("image",), max_tokens=68)
+        _, seconds, _ = ask(engine, "Draw a red apple.", plan=("image",), max_tokens=72)
         note("a picture of 128×128, s", seconds)
         sound = {"min_audio_codes": 80, "max_audio_codes": 80}
         _, seconds, _ = ask(
-            engine, "Say: hello", modalities=("audio",), max_tokens=84, max_sounds=1, **sound
+            engine, "Say: hello", plan=("audio",), max_tokens=90, **sound
         )
         note("two seconds of sound, s", seconds)
     figures = {name: statistics.median(values) for name, values in rows.items()}
