@@ -99,11 +99,10 @@ def codes_only(tiny: tuple[Tokenizer, Vocabulary]) -> Processor:
 
 @pytest.fixture(scope="session")
 def real_folder() -> Path:
-    """The shipped tokenizer's folder (or the one being prepared, in a working checkout)."""
-    for folder in (ROOT / "weights" / "m27-nano", ROOT / ".cache" / "base-tokenizer"):
-        if (folder / "tokenizer.json").is_file():
-            return folder
-    pytest.skip("no shipped tokenizer in this checkout")
+    """The shipped tokenizer's folder."""
+    folder = ROOT / "weights" / "m27-nano"
+    assert (folder / "tokenizer.json").is_file()
+    return folder
 
 
 @pytest.fixture(scope="session")
