@@ -47,12 +47,11 @@ def held_out(source: str, count: int, side: int = 128) -> NDArray[np.uint8]:
 
 def labelled(side: Side, count: int) -> tuple[NDArray[np.uint8], torch.Tensor]:
     """``count`` CIFAR-10 pictures of a side at 32×32 and their labels 0..9."""
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
     rgb, labels = [], []
     for item in cifar10.items():
-        if split(item) == side and item.text in names:
+        if split(item) == side and item.text in cifar10.CLASSES:
             rgb.append(read_image(item.image or b""))
-            labels.append(names.index(item.text))
+            labels.append(cifar10.CLASSES.index(item.text))
             if len(rgb) == count:
                 break
     return np.stack(rgb), torch.tensor(labels)

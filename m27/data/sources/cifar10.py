@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from m27.data import messages as say
-from m27.data.prompts import ask
+from m27.data import pairs
 from m27.data.sources import parquet
 from m27.data.sources.base import (
     Document,
@@ -13,7 +12,6 @@ from m27.data.sources.base import (
     Side,
     of_split,
     shared_file,
-    with_article,
 )
 
 NAME = "cifar10"
@@ -44,14 +42,4 @@ def items() -> Iterator[Item]:
 
 def documents(split: Side, seed: int) -> Iterator[Document]:
     """name_picture for every photograph, answered by the bare class; draw for every fourth."""
-    for number, item in enumerate(say.shuffled(of_split(items(), split), seed)):
-        rng = say.phrasing(split, seed, item.key)
-        photograph = say.picture(item)
-        question = say.words(ask("name_picture", rng))
-        answer = say.words(item.text)
-        yield say.document(
-            item.key, "name_picture", NAME, say.turn([photograph, question], [answer])
-        )
-        if number % 4 == 0:
-            wish = say.words(ask("draw", rng, text=f"a photo of {with_article(item.text)}"))
-            yield say.document(item.key, "draw", NAME, say.turn([wish], [photograph]))
+    yield from pairs.named_photographs(of_split(items(), split), split, seed, NAME)

@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from m27.data import messages as say
-from m27.data import registry
-from m27.data.prompts import ask
+from m27.data import pairs, registry
 from m27.data.sources.base import (
     Document,
     Item,
     Side,
     of_split,
-    with_article,
 )
 
 NAME = "emoji"
@@ -94,13 +92,4 @@ def documents(split: Side, seed: int) -> Iterator[Document]:
     """caption_picture and draw for every emoji in both styles, without the skin tones."""
     plain = (item for item in of_split(items(), split) if not item.meta["tone"])
     for item in say.shuffled(plain, seed):
-        rng = say.phrasing(split, seed, item.key)
-        shown = say.picture(item)
-        question = say.words(ask("caption_picture", rng))
-        messages = say.turn([shown, question], [say.words(item.text)])
-        yield say.document(item.key, "caption_picture", NAME, messages)
-        named = with_article(item.text)
-        if rng is not None and rng.random() < 0.5:
-            named = f"an emoji of {named}"
-        wish = say.words(ask("draw", rng, text=named))
-        yield say.document(item.key, "draw", NAME, say.turn([wish], [shown]))
+        yield from pairs.captioned(item, split, seed, NAME, "an emoji of")

@@ -14,17 +14,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.data import holdout, registry
+from m27.data import holdout, pairs, registry
 from m27.data import messages as say
 from m27.data.progress import track
-from m27.data.prompts import ask
 from m27.data.sources.base import (
     Document,
     Item,
     Side,
     SourceError,
     of_split,
-    with_article,
 )
 
 NAME = "openclipart"
@@ -158,13 +156,4 @@ def documents(split: Side, seed: int) -> Iterator[Document]:
         times[item.text] = times.get(item.text, 0) + 1
         if not item.text or times[item.text] > 5 or "semaphore" in item.text:
             continue
-        rng = say.phrasing(split, seed, item.key)
-        shown = say.picture(item)
-        question = say.words(ask("caption_picture", rng))
-        messages = say.turn([shown, question], [say.words(item.text)])
-        yield say.document(item.key, "caption_picture", NAME, messages)
-        named = with_article(item.text)
-        if rng is not None and rng.random() < 0.5:
-            named = f"clip art of {named}"
-        wish = say.words(ask("draw", rng, text=named))
-        yield say.document(item.key, "draw", NAME, say.turn([wish], [shown]))
+        yield from pairs.captioned(item, split, seed, NAME, "clip art of")

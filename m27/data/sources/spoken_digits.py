@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from m27.codec.media import read_audio
-from m27.data.messages import document, phrasing, shuffled, sound, turn, words
-from m27.data.prompts import ask
+from m27.data import pairs
 from m27.data.sources import parquet
 from m27.data.sources.base import Document, Item, Side, shared_file
 from m27.data.sources.clips import fade, level, loudest, on_side, stored, trim
@@ -35,8 +34,4 @@ def items() -> Iterator[Item]:
 
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
     """`name_word`: a spoken digit → its name."""
-    for item in shuffled(on_side(items(), split), seed):
-        if item.audio is not None:
-            question = words(ask("name_word", phrasing(split, seed, item.key)))
-            messages = turn([sound(item.audio), question], [words(item.text)])
-            yield document(item.key, "name_word", NAME, messages)
+    yield from pairs.spoken(on_side(items(), split), split, seed, NAME)

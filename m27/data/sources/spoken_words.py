@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from m27.codec.media import read_audio
+from m27.data import pairs
 from m27.data.holdout import content_hash
-from m27.data.messages import document, phrasing, shuffled, sound, turn, words
-from m27.data.prompts import ask
 from m27.data.sources import parquet
 from m27.data.sources.base import Document, Item, Side, shared_file
 from m27.data.sources.clips import fade, level, loudest, lowest, on_side, stored, trim
@@ -51,8 +50,4 @@ def items() -> Iterator[Item]:
 
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
     """`name_word`: a spoken word → the bare word."""
-    for item in shuffled(on_side(items(), split), seed):
-        if item.audio is not None:
-            question = words(ask("name_word", phrasing(split, seed, item.key)))
-            messages = turn([sound(item.audio), question], [words(item.text)])
-            yield document(item.key, "name_word", NAME, messages)
+    yield from pairs.spoken(on_side(items(), split), split, seed, NAME)

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from m27.data import holdout, registry
+from m27.data import holdout, pairs, registry
 from m27.data import messages as say
-from m27.data.prompts import ask
 from m27.data.sources.base import (
     Document,
     Item,
@@ -23,7 +22,6 @@ from m27.data.sources.base import (
     SourceError,
     of_split,
     plain,
-    with_article,
 )
 
 NAME = "stamps"
@@ -130,10 +128,4 @@ def documents(split: Side, seed: int) -> Iterator[Document]:
     for item in say.shuffled(of_split(items(), split), seed):
         if len(item.text.split()) > 6:
             continue
-        rng = say.phrasing(split, seed, item.key)
-        shown = say.picture(item)
-        question = say.words(ask("caption_picture", rng))
-        messages = say.turn([shown, question], [say.words(item.text)])
-        yield say.document(item.key, "caption_picture", NAME, messages)
-        wish = say.words(ask("draw", rng, text=with_article(item.text)))
-        yield say.document(item.key, "draw", NAME, say.turn([wish], [shown]))
+        yield from pairs.captioned(item, split, seed, NAME)
