@@ -1,0 +1,260 @@
+"""The sections of a model card, each from one machine-readable result, as Markdown.
+
+Knows the shapes of the results, no file but the folder of the model; `recipes.card` puts the sections together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes import card_text as say
+
+Record = Mapping[str, Any]
+# What a device draws in watts, by a word of its name; anything else counts as a CPU, by the thread.
+WATTS = {"H200": 700.0, "H100": 700.0, "A100": 400.0}
+WATTS_A_THREAD = 10.0
+OVERHEAD = 1.2
+
+
+class CardError(ValueError):
+    """A result that is missing or not as expected; the message names the file and how it is made."""
+
+
+def read_json(path: Path) -> Any:
+    """What a `.json` or `.jsonl` file holds. Raises CardError with the line that is no JSON."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise CardError(f"{path}: not JSON ({error})") from None
+    values = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise CardError(f"{path}: line {number} is not JSON ({error})") from None
+    return values
+
+
+def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; columns after the first are set to the right where they hold figures."""
+    body = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    right = [
+        n > 0 and all(line[n][:1] in "0123456789–-+<" for line in body) for n in range(len(heads))
+    ]
+    rule = ["---:" if is_right else "---" for is_right in right]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [list(heads), rule, *body])
+
+
+def evaluation(rows: Sequence[Record]) -> str:
+    """The table of scores with bars, where they come from, and the notes behind them."""
+    optional = {"chance": "chance", "frequent": "most frequent", "by_kind": "by kind"}
+    optional |= {"baseline": "baseline", "floor": "floor", "goal": "goal"}
+    shown = [key for key in optional if any(row.get(key) is not None for row in rows)]
+    words = {"goal": "goal", "floor": "floor", "neither": "**fails**", "yes": "yes", "no": "**no**"}
+    lines = []
+    for row in rows:
+        unit = row.get("unit", "share")
+        between = f"{say.figure(row['low'], unit)} – {say.figure(row['high'], unit)}"
+        lines.append(
+            [say.bench(row["task"], unit).title, f"`{row['task']}`", f"{row['n']:,}",
+             say.figure(row["score"], unit), between,
+             *(say.figure(row.get(key), unit) for key in shown), words[say.reached(row)]]
+        )  # fmt: skip
+    heads = ["capability", "task", "n", "score", "95 % interval"]
+    made = table([*heads, *(optional[key] for key in shown), "met"], lines)
+    of = rows[0]
+    about = f"Seed {of['seed']}, software commit `{of['commit']}`, weights `{of['weights']}`, "
+    about += f"torch {of['torch']}.\n"
+    notes = "".join(f"- `{row['task']}`: {row['note']}\n" for row in rows if row.get("note"))
+    return f"{made}\n{about}\nWhat stands behind the figures:\n\n{notes}"
+
+
+def bars(rows: Sequence[Record]) -> str:
+    """The bars that are not met, each with its figure and what was asked, as a list."""
+    lines = []
+    for row in (row for row in rows if say.fails(row)):
+        unit = row.get("unit", "share")
+        asked = row.get("bar", "")
+        if row.get("floor") is not None:
+            asked = f"floor {say.figure(row['floor'], unit)}"
+        title = say.bench(row["task"], unit).title
+        lines.append(f"- **Fails its bar**: {title}, {say.figure(row['score'], unit)} ({asked}).\n")
+    return "".join(lines)
+
+
+def image_codec(made: Record) -> str:
+    """Fidelity by kind, use of the codebook, and probes of the picture codec."""
+    lines = [
+        [str(row["kind"]), str(row["n"]), *(number(row.get(key)) for key in ("psnr", "ssim", "lpips"))]
+        for row in made["fidelity"]
+    ]  # fmt: skip
+    use, probe = made["codebook"], made["probe"]
+    heads = ("kind", "n", "PSNR, dB", "SSIM", "LPIPS-VGG")
+    return (
+        f"Pictures (revision `{made['revision']}`), held out:\n\n{table(heads, lines)}\n"
+        f"{use['used']:.0%} of the codebook occurs in these {use['codes']:,.0f} codes, with perplexity "
+        f"{use['perplexity']:,.0f}. A linear probe on the frozen codes of {probe['train']:,} CIFAR-10 "
+        f"training pictures gets {accuracy(probe['codes'])} of {probe['test']:,} test pictures, on pixels "
+        f"{accuracy(probe['pixels'])}.\n"
+    )
+
+
+def audio_codec(made: Record) -> str:
+    """Distance, pitch and word errors by source, use of the codebook, and probes of the sound codec."""
+    lines = []
+    for name, row in made["by_source"].items():
+        wer = row.get("wer") or {}
+        lines.append(
+            [name, str(row["sounds"]), number(row.get("log_mel_distance_db"), 1),
+             percent(row.get("pitch_within_half_semitone")),
+             percent(wer.get("original")), percent(wer.get("codec"))]
+        )  # fmt: skip
+    heads = (
+        "source",
+        "n",
+        "log-mel distance, dB",
+        "pitch within ½ semitone",
+        "WER before",
+        "WER after",
+    )
+    probes = "; ".join(
+        f"{name} {percent(x['codes'])} on codes, {percent(x['mel'])} on log-mel ({x['classes']} classes)"
+        for name, x in made.get("probe", {}).items()
+    )
+    return (
+        f"Sounds (revision `{made['revision']}`), held out; WER by Whisper-base, before and after the codec:\n\n"
+        f"{table(heads, lines)}\n{made['codes_used']:,} codes occur in these {made['codes']:,}, with perplexity "
+        f"{made['perplexity']:,.0f}. Linear probes on frozen codes: {probes}.\n"
+    )
+
+
+def ablation(made: Any) -> str:
+    """One table of variants, whatever figures they have: a list of flat records, or one by name."""
+    rows = made.get("rows", made) if isinstance(made, Mapping) else made
+    if isinstance(rows, Mapping):
+        rows = [{"variant": name, **row} for name, row in rows.items() if isinstance(row, Mapping)]
+    keys = list(
+        dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], list | dict))
+    )
+    if not rows or not keys:
+        raise CardError("an ablation has no rows")
+    lines = [[number(row.get(key)) for key in keys] for row in rows]
+    return table([key.replace("_", " ") for key in keys], lines)
+
+
+def mixture(made: Record) -> str:
+    """What was trained on: documents, tokens a medium and epochs by source, with licences."""
+    sources = made["sources"]
+    rows = sources.items() if isinstance(sources, Mapping) else ((r["name"], r) for r in sources)
+    media = ("text", "image", "audio")
+    lines = []
+    for name, row in rows:
+        tokens = row["tokens"] if isinstance(row["tokens"], Mapping) else row
+        lines.append(
+            [str(row.get("title", name)), number(row["documents"]), *(number(tokens.get(m)) for m in media),
+             number(row.get("epochs"), 2), str(row.get("licence", row.get("license", "–")))]
+        )  # fmt: skip
+    heads = ("source", "documents", "text ids", "picture codes", "sound codes", "epochs", "licence")
+    return table(heads, lines)
+
+
+def training(model: Path) -> str:
+    """Each run by its log: steps, tokens, hours, and where the loss of each medium began and ended."""
+    lines = []
+    for path in sorted(model.glob("training*.jsonl"), key=lambda p: (len(p.stem), p.stem)):
+        steps = [row for row in read_json(path) if "step" in row and "loss" in row]
+        if not steps:
+            raise CardError(f"{path}: no step is logged")
+        last, tail = steps[-1], steps[-max(1, len(steps) // 20) :]
+        # A few steps each, since a step holds few documents.
+        begun, ended = mean_media(steps[: len(tail)]), mean_media(tail)
+        losses = ", ".join(f"{m} {begun[m]:.2f} → {ended[m]:.2f}" for m in ended if m in begun)
+        hours = f"{last['seconds'] / 3600:.2f}"
+        lines.append([f"`{path.name}`", f"{last['step']:,}", f"{last['tokens']:,}", hours, losses])
+    if not lines:
+        raise CardError(f"{model}: no training*.jsonl; it is written by `python -m recipes.nano`")
+    return table(("log", "steps", "tokens", "hours", "loss, first and last twentieth"), lines)
+
+
+def mean_media(steps: Sequence[Record]) -> dict[str, float]:
+    """The mean loss of each medium over some steps."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in steps:
+        for medium, loss in row.get("media", {}).items():
+            found[medium].append(loss)
+    return {medium: sum(x) / len(x) for medium, x in found.items()}
+
+
+def spending(rows: Sequence[Record]) -> str:
+    """Hours by stage and device, and an estimate of the energy with its formula."""
+    stages: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        device, threads = str(row["device"]), max(1, int(row.get("threads") or 1))
+        watts = next((WATTS[word] for word in WATTS if word in device), WATTS_A_THREAD * threads)
+        entry = stages.setdefault((str(row["stage"]), device), [0.0, 0.0, 0.0])
+        hours = row["seconds"] / 3600
+        entry[0] += hours
+        entry[1] = max(entry[1], threads)
+        entry[2] += hours * watts * OVERHEAD / 1000
+    lines = [
+        [stage, device, f"{hours:.2f}", f"{threads:.0f}", f"{energy:.3f}"]
+        for (stage, device), (hours, threads, energy) in stages.items()
+    ]
+    total = [sum(entry[i] for entry in stages.values()) for i in range(3)]
+    gpus = ", ".join(f"{word} {watts:.0f} W" for word, watts in WATTS.items())
+    return (
+        table(("stage", "device", "hours", "threads", "kWh, estimated"), lines)
+        + f"\n{total[0]:.2f} device hours in all; about {total[2]:.2f} kWh. Energy is not measured but estimated: "
+        f"hours × power × {OVERHEAD:g} for cooling and losses, with {WATTS_A_THREAD:g} W a CPU thread, "
+        f"memory and board included, and the rated power of a GPU ({gpus}). What was tried and thrown "
+        "away is in docs/LOG.md and not in this table.\n"
+    )
+
+
+def shown_samples(made: Record) -> str:
+    """The contact sheets and sounds, with what was asked and what was answered."""
+    parts = [f"Seed {made['seed']}; the first answers given, none left out.\n"]
+    for sheet in made.get("sheets", []):
+        parts.append(f"![{sheet['title']}](samples/{sheet['file']})\n\n{sheet['about']}\n")
+    sounds = [
+        [f"[`{x['file']}`](samples/{x['file']})", x["asked"], x.get("heard", "–")]
+        for x in made.get("sounds", [])
+    ]
+    if sounds:
+        parts.append(table(("sound", "asked", "what Whisper-base hears"), sounds))
+    answers = [[x["given"], x["asked"], x["answered"], x["right"]] for x in made.get("answers", [])]
+    if answers:
+        parts.append(table(("given", "asked", "answered", "right"), answers))
+    return "\n".join(parts)
+
+
+def files(model: Path) -> str:
+    """Sizes of what the folder holds, in MB of 10⁶ bytes."""
+    held = sorted(p for p in model.iterdir() if p.is_file() and p.stat().st_size >= 50_000)
+    lines = [[f"`{p.name}`", f"{p.stat().st_size / 1e6:.1f}"] for p in held]
+    return table(("file", "MB"), lines)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A cell: whole numbers with commas, others with `digits` decimals, "–" for nothing, words as they are."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent with one decimal, or "–"."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def accuracy(value: Any) -> str:
+    """A probe's accuracy, bare or in a record of several figures."""
+    return percent(value.get("accuracy") if isinstance(value, Mapping) else value)

@@ -1,0 +1,180 @@
+"""The card says what the figures say: bars, failing ones too, from results alone; its head is the Hub's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes import card, card_sections, card_text
+from recipes.card import CardRecipe
+from recipes.card_sections import CardError
+
+
+def row(task: str, score: float, **more: object) -> dict:
+    return {
+        "task": task, "n": 500, "score": score, "low": score - 0.02, "high": score + 0.02,
+        "chance": 0.1, "frequent": 0.12, "by_kind": None, "passed": True, "bar": "above chance",
+        "data": "abcdef012345", "seconds": 3.0, "unit": "share", "note": "says most: cat 30",
+        "seed": 0, "commit": "0123456789ab", "weights": "ba9876543210", "torch": "2.13.0",
+        "m27": "1.0",
+    } | more  # fmt: skip
+
+
+RESULTS = {
+    "image-codec.json": {
+        "revision": "aaaa11112222",
+        "fidelity": [{"kind": "emoji", "n": 40, "psnr": 18.9, "ssim": 0.73, "lpips": None}],
+        "codebook": {"codes": 15360.0, "used": 0.38, "perplexity": 4316.0},
+        "probe": {"train": 4000, "test": 1000, "codes": 0.665, "pixels": 0.38},
+    },
+    "audio-codec.json": {
+        "revision": "bbbb11112222", "codes": 15744, "codes_used": 4674, "perplexity": 2514.0,
+        "by_source": {
+            "speech": {"sounds": 24, "log_mel_distance_db": 7.6, "pitch_within_half_semitone": 0.85,
+                       "wer": {"original": 0.35, "codec": 1.21}},
+            "esc10": {"sounds": 24, "log_mel_distance_db": 5.9},
+        },
+        "probe": {"instruments": {"codes": 0.325, "mel": 0.498, "classes": 24}},
+    },
+    "image-ablation.json": {"rows": [{"teacher": "none", "probe": 0.41}, {"teacher": "both", "probe": 0.7}]},
+    "audio-ablation.json": {"none": {"probe": 0.2}, "Whisper": {"probe": 0.5}},
+    "census.json": {
+        "sources": {"emoji": {"documents": 6320, "tokens": {"text": 10_000, "image": 400_000, "audio": 0},
+                              "epochs": 1.5, "licence": "MIT"}},
+    },
+    "samples.json": {
+        "seed": 27,
+        "sheets": [{"file": "drawn.png", "title": "drawn", "about": "Sixteen held-out concepts."}],
+        "sounds": [{"file": "speak-1.wav", "asked": "Say: a dog", "heard": "a log"}],
+    },
+}  # fmt: skip
+SPENT = [
+    {"stage": "image codec", "device": "AMD EPYC", "threads": 2, "seconds": 1800.0},
+    {"stage": "image codec", "device": "AMD EPYC", "threads": 2, "seconds": 1800.0},
+    {"stage": "joint", "device": "NVIDIA H200", "threads": 16, "seconds": 900.0},
+]
+ROWS = [
+    row("cifar10", 0.64, floor=0.5, goal=0.85),
+    row("easy-vqa", 0.975, floor=0.85, goal=0.97),
+    row("grounding", 0.21, floor=0.3, goal=0.7),
+    row("transcribe", 0.55, unit="wer", floor=0.4, goal=0.12, chance=None),
+    row("perplexity", 1.013, unit="ratio", floor=1.05, goal=1.02, chance=None),
+    row("structure", 1.0),
+]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> CardRecipe:
+    made = CardRecipe(tmp_path / "m27-nano")
+    made.results.mkdir(parents=True)
+    (made.model / "m27.json").write_text(
+        json.dumps({"vocabulary": {"image_size": 16384, "audio_size": 8192}})
+    )
+    steps = [
+        {"step": n, "tokens": 2048 * n, "loss": 9 - n / 10, "media": {"text": 9 - n / 10, "image": 10 - n / 20},
+         "seconds": 3.6 * n}
+        for n in range(1, 41)
+    ]  # fmt: skip
+    write_lines(made.model / "training.jsonl", steps)
+    (made.model / "big.safetensors").write_bytes(b"\0" * 1_200_000)
+    for name, value in RESULTS.items():
+        (made.results / name).write_text(json.dumps(value))
+    write_lines(made.results / "spent.jsonl", SPENT)
+    write_lines(made.results / "rows.jsonl", ROWS)
+    return made
+
+
+def write_lines(path: Path, values: list) -> None:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+
+
+def test_the_head_is_what_the_hub_reads(recipe):
+    hub = pytest.importorskip("huggingface_hub")
+    read = hub.ModelCard(card.card(recipe)).data
+    assert read.license == "apache-2.0"
+    assert read.pipeline_tag == "any-to-any"
+    assert read.base_model == card_text.BASE
+    results = {(r.task_name, r.metric_type): r for r in read.eval_results}
+    assert len(results) == len(ROWS)
+    photographs = results[("recognise photographs", "accuracy")]
+    assert photographs.dataset_type == "uoft-cs/cifar10"
+    assert photographs.metric_value == 64.0
+    assert photographs.metric_args == {"n": 500, "low": 62.0, "high": 66.0}
+    assert results[("transcribe", "wer")].metric_value == 55.0
+    assert results[("stay a language model", "perplexity-ratio")].metric_value == 1.013
+
+
+def test_a_bar_that_is_not_met_is_said_with_its_figure(recipe):
+    text = card.card(recipe)
+    assert "**Fails its bar**: grounding, 21.0 % (floor 30.0 %)" in text
+    assert "**Fails its bar**: transcribe, 55.0 % (floor 40.0 %)" in text
+    assert "Fails its bar**: recognise" not in text
+    assert "4 of the 6 bars below are met, 2 failed" in text
+    assert "Its boxes are mostly wrong (right at IoU 0.5: 21.0 %)" in text
+
+
+@pytest.mark.parametrize(
+    ("score", "floor", "goal", "found"),
+    [
+        (0.7, 0.5, 0.85, "floor"), (0.85, 0.5, 0.85, "goal"), (0.49, 0.5, 0.85, "neither"),
+        (0.1, 0.4, 0.12, "goal"), (0.4, 0.4, 0.12, "floor"), (0.41, 0.4, 0.12, "neither"),
+        (0.2, None, None, "yes"), (1.0, 1.0, 1.0, "goal"), (0.99, 1.0, 1.0, "neither"),
+    ],
+)  # fmt: skip
+def test_floor_and_goal_also_of_error_rates(score, floor, goal, found):
+    assert card_text.reached(row("any", score, floor=floor, goal=goal)) == found
+
+
+def test_the_sections_hold_the_figures(recipe):
+    text = card.card(recipe)
+    for expected in (
+        "| emoji | 40 | 18.900 | 0.730 | – |", "| speech | 24 | 7.6 | 85.0 % | 35.0 % | 121.0 % |",
+        "| Whisper | 0.500 |", "| emoji | 6,320 | 10,000 | 400,000 | 0 | 1.50 | MIT |",
+        "| `training.jsonl` | 40 | 81,920 | 0.04 |", "text 8.85 → 5.05",
+        "| image codec | AMD EPYC | 1.00 | 2 | 0.024 |",
+        "| joint | NVIDIA H200 | 0.25 | 16 | 0.210 |", "1.25 device hours in all",
+        "| `big.safetensors` | 1.2 |", "a log", "samples/drawn.png",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize("name", list(card.RESULTS))
+def test_a_missing_result_is_one_line_and_status_2(recipe, name, capsys):
+    (recipe.results / name).unlink()
+    assert card.main(["--model", str(recipe.model)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert name in said and card.RESULTS[name][1] in said
+    assert not (recipe.model / "README.md").exists()
+
+
+def test_what_is_left_out_is_said_not_to_be_measured(recipe):
+    for name in card.OPTIONAL["ablations"]:
+        (recipe.results / name).unlink()
+    assert card.main(["--model", str(recipe.model), "--without", "ablations"]) == 0
+    text = (recipe.model / "README.md").read_text()
+    assert "### What the teachers do for the codes\n\nNot measured for this release.\n" in text
+
+
+def test_gather_takes_fresh_results_and_keeps_the_rest(recipe, tmp_path):
+    out = tmp_path / "out"
+    (out / "eval").mkdir(parents=True)
+    write_lines(out / "eval" / "rows.jsonl", [row("cifar10", 0.71)])
+    assert card.main(["--model", str(recipe.model), "--gather", str(out)]) == 0
+    assert "71.0 %" in (recipe.model / "README.md").read_text()
+    assert json.loads((recipe.results / "census.json").read_text()) == RESULTS["census.json"]
+
+
+def test_a_broken_result_is_named(recipe):
+    (recipe.results / "rows.jsonl").write_text('{"task": "a"}\n{"task"\n')
+    with pytest.raises(CardError, match=r"rows\.jsonl: line 2"):
+        card.card(recipe)
+    write_lines(recipe.results / "rows.jsonl", ROWS)
+    (recipe.results / "image-codec.json").write_text('{"revision": "x"}')
+    with pytest.raises(CardError, match="image codec is not as expected"):
+        card.card(recipe)
+
+
+def test_a_cell_cannot_break_the_table():
+    made = card_sections.table(("a", "b"), [["x|y", "1"], ["z", "12"]])
+    assert made == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n| z | 12 |\n"
