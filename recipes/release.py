@@ -15,24 +15,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
-import os
 import resource
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import torch
-
-
-class ReleaseError(ValueError):
-    """A stage that is not known, or a log that cannot be read; the message is one line that says which."""
+from recipes.ledger import Ledger, Record, ReleaseError, device_name
 
 
 @dataclass(frozen=True)
@@ -174,48 +167,15 @@ def chosen(every: Sequence[Stage], begin: str | None, only: Sequence[str]) -> li
     return list(every[names.index(begin) if begin else 0 :])
 
 
-Record = dict[str, Any]
 Run = Callable[[Stage], int]
-
-
-class Ledger:
-    """What the stages took, a JSON line each, in the order in which they ended."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def rows(self) -> list[Record]:
-        """All rows, oldest first. Raises ReleaseError naming the line that is no JSON object."""
-        return list(self._rows()) if self.path.is_file() else []
-
-    def _rows(self) -> Iterator[Record]:
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                row: Record = json.loads(line)
-                yield row | {"stage": str(row["stage"]), "seconds": float(row["seconds"])}
-            except (ValueError, TypeError, KeyError):
-                raise ReleaseError(f"{self.path}: line {number} is not a row of a stage") from None
-
-    def add(self, row: Record) -> None:
-        """Append one row; the file is made where there is none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def ended_well(self, stage: Stage) -> int:
-        """The place of the last good end of this very command, or -1."""
-        last = -1
-        for place, row in enumerate(self.rows()):
-            if row.get("command") == stage.command and row.get("status") == 0:
-                last = place
-        return last
 
 
 def current(every: Sequence[Stage], ledger: Ledger) -> set[str]:
     """Stages that ended well, after every stage before them did."""
-    done, before = set(), -1
+    done: set[str] = set()
+    before = -1
     for stage in every:
-        place = ledger.ended_well(stage)
+        place = ledger.ended_well(stage.command)
         if place < before or place < 0:
             return done
         done.add(stage.name)
@@ -238,7 +198,7 @@ def release(
     """
     every = stages(recipe)
     ledger = Ledger(recipe.out / "spent.jsonl")
-    done: set[str] = set() if again or only or begin else current(every, ledger)
+    done = set() if again or only or begin else current(every, ledger)
     wanted = chosen(every, begin, only)
     for number, stage in enumerate(wanted, 1):
         where = f"{number}/{len(wanted)} {stage.name}"
@@ -274,18 +234,6 @@ def timed(stage: Stage, recipe: ReleaseRecipe, run: Run) -> tuple[int, Record]:
         "device": device_name(recipe.device), "threads": recipe.threads,
     }  # fmt: skip
     return status, row
-
-
-def device_name(device: str = "auto") -> str:
-    """What the work is done on: the GPU's name, or the processor's with its number of cores."""
-    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return f"{names[0] if names else 'CPU'}, {os.cpu_count()} cores"
 
 
 def listing(recipe: ReleaseRecipe) -> str:
