@@ -10,6 +10,7 @@ width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -91,17 +92,21 @@ class Cache:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the tokens of one call may see. At most one of `mask` and `spans` is set.
+    """What the tokens of one call may see. At most one of `mask`, `spans` and `edges` is set.
 
     `mask` is boolean [B, 1, T, S], True where a query sees a key. `spans[b]` lists the half-open
     ranges of row b's documents: attention then runs document by document, which costs the sum of
-    the squared lengths and not the square of their sum. With neither, attention is causal over the
-    row (T == S) or, when T == 1, sees everything.
+    the squared lengths and not the square of their sum. `edges` are int32 places on the device
+    where the documents of all rows, laid end to end, begin and the last ends, for a kernel that
+    takes them so, and `longest` is the longest of them. With none of these, attention is causal
+    over the row (T == S) or, when T == 1, sees everything.
     """
 
     causal: bool = True
     mask: Tensor | None = None
     spans: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    edges: Tensor | None = None
+    longest: int = 0
 
 
 def runs(documents_BT: Tensor) -> Tensor:
@@ -117,14 +122,22 @@ def restarting_positions(documents_BT: Tensor) -> Tensor:
     return index - torch.where(first, index, 0).cummax(1).values
 
 
-def packed_layout(documents_BT: Tensor | None) -> Layout:
-    """The layout of uncached rows: causal, and within one document when numbers are given.
+def packed_layout(documents_BT: Tensor | None, device: torch.device | None = None) -> Layout:
+    """The layout of uncached rows on `device`: causal, and within one document when numbers are given.
 
-    On CPU the documents are walked one by one; elsewhere a boolean mask avoids waiting for the
-    device. Padding (-1) is a document of its own, so no row of the softmax is ever empty.
+    On CPU the documents are walked one by one. On a GPU they go to a kernel for documents laid end
+    to end, where their numbers lie on the host and the kernel is there and right (`has_packed`);
+    else a boolean mask. Padding (-1) is a document of its own, so no softmax is ever empty.
     """
     if documents_BT is None:
         return Layout()
+    device = device or documents_BT.device
+    if documents_BT.device.type == "cpu" and device.type == "cuda":
+        if has_packed(device):
+            edges, longest = document_edges(documents_BT)
+            edges = edges.pin_memory().to(device, non_blocking=True)
+            return Layout(causal=False, edges=edges, longest=longest)
+        documents_BT = documents_BT.to(device)
     if documents_BT.device.type == "cpu":
         spans = tuple(_spans(row) for row in runs(documents_BT).tolist())
         return Layout() if all(len(row) == 1 for row in spans) else Layout(spans=spans)
@@ -132,6 +145,54 @@ def packed_layout(documents_BT: Tensor | None) -> Layout:
     tokens = run.shape[1]
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=run.device).tril()
     return Layout(causal=False, mask=((run[:, :, None] == run[:, None, :]) & causal)[:, None])
+
+
+def document_edges(documents_BT: Tensor) -> tuple[Tensor, int]:
+    """Where the documents of all rows, end to end, begin and the last ends (int32 [n + 1]), and the
+    longest document's length. A document ends with its row."""
+    flat = documents_BT.flatten()
+    change = torch.ones_like(flat, dtype=torch.bool)
+    change[1:] = flat[1:] != flat[:-1]
+    change[:: documents_BT.shape[1]] = True
+    edges = F.pad(change.nonzero().flatten(), (0, 1), value=len(flat)).to(torch.int32)
+    return edges, int(edges.diff().max())
+
+
+def attend_packed(q_MNH: Tensor, k_MNH: Tensor, v_MNH: Tensor, edges: Tensor, longest: int) -> Tensor:
+    """Causal attention within documents laid end to end ([M tokens, N heads, H], half precision),
+    by the GPU kernel for ragged rows (Dao 2023) that torch carries; differentiable."""
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        q_MNH, k_MNH, v_MNH, edges, edges, longest, longest, 0.0, True, False
+    )[0]
+    return out
+
+
+@lru_cache(maxsize=8)
+def has_packed(device: torch.device) -> bool:
+    """Whether `attend_packed` runs on `device` and agrees with attention document by document,
+    forwards and backwards, on a small case: tried once, since builds of torch differ."""
+    try:
+        generator = torch.Generator().manual_seed(0)
+        shape = (96, 3, 64)
+        q, k, v, g = (torch.randn(shape, generator=generator).to(device) for _ in range(4))
+        edges = torch.tensor([0, 40, 41, 96], dtype=torch.int32, device=device)
+        halves = [x.bfloat16().requires_grad_() for x in (q, k, v)]
+        found = attend_packed(halves[0], halves[1], halves[2], edges, 55)
+        found.backward(g.bfloat16())
+        wholes = [x.detach().float().requires_grad_() for x in halves]
+        parts = []
+        for begin, end in ((0, 40), (40, 41), (41, 96)):
+            one = [x[begin:end].transpose(0, 1) for x in wholes]
+            parts.append(F.scaled_dot_product_attention(one[0], one[1], one[2], is_causal=True))
+        wanted = torch.cat(parts, dim=1).transpose(0, 1)
+        wanted.backward(g)
+        pairs = [(found, wanted), *((h.grad, w.grad) for h, w in zip(halves, wholes, strict=True))]
+        return all(
+            a is not None and b is not None and bool(((a.float() - b).norm() / b.norm()) < 0.02)
+            for a, b in pairs
+        )
+    except (RuntimeError, TypeError):
+        return False
 
 
 def _spans(row: list[int]) -> tuple[tuple[int, int], ...]:
@@ -189,6 +250,12 @@ class Attention(nn.Module):
         return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        if layout.edges is not None:
+            group = q.shape[1] // k.shape[1]
+            wide = [q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)]
+            half = [x.transpose(1, 2).flatten(0, 1).to(v.dtype) for x in wide]
+            y_MNH = attend_packed(half[0], half[1], half[2], layout.edges, layout.longest)
+            return y_MNH.view(q.shape[0], q.shape[2], *y_MNH.shape[1:]).transpose(1, 2)
         if layout.spans is None:
             return F.scaled_dot_product_attention(
                 q, k, v, layout.mask, is_causal=layout.causal, enable_gqa=self.grouped

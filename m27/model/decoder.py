@@ -107,13 +107,14 @@ class Decoder(nn.Module):
         attention stays within it and its positions begin at 0; -1 is padding, whose states mean
         nothing. With a `cache` the tokens follow what it holds, and `documents_BT` may only mark
         padding at the end of a row, which is then not kept. `routing` collects router logits [B*T,
-        E] of each expert layer. Raises `CacheError` for several documents in a cached row or a row
-        that is too long.
+        E] of each expert layer. `documents_BT` may lie on the host whatever the device: attention
+        is planned there, so nobody waits for the device. Raises `CacheError` for several documents
+        in a cached row or a row that is too long.
         """
         if cache is None:
-            layout = packed_layout(documents_BT)
+            layout = packed_layout(documents_BT, x_BTD.device)
             if positions_BT is None:
-                positions_BT = _positions(x_BTD, documents_BT)
+                positions_BT = _positions(x_BTD, documents_BT).to(x_BTD.device)
         else:
             tokens = x_BTD.shape[1]
             counts = _kept(documents_BT, tokens, len(cache.lengths))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -90,6 +90,37 @@ def latest(run: Path) -> Snapshot | None:
     if state.get("step") != step or "rng" not in optimiser:
         raise ResumeError(f"{folder}: state.json and the folder's name disagree, or it has no rng")
     return Snapshot(step, trained, optimiser, state)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A trained part to begin another run with: its tensors, and its adapters' alpha / rank."""
+
+    trained: dict[str, Tensor]
+    scale: float
+
+
+def beginning(folder: Path) -> Beginning:
+    """The trained part of a run's newest snapshot, or of a shipped model's `trained.safetensors`.
+
+    Shipped tensors are bfloat16 and come as float32. Raises ResumeError where the folder holds neither.
+    """
+    found = latest(folder)
+    if found is not None:
+        lora = found.state["config"]["lora"]
+        return Beginning(found.trained, lora["alpha"] / max(lora["rank"], 1))
+    path = folder / "trained.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            trained = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        return Beginning(trained, float(about["alpha"]) / float(about["rank"]))
+    except (OSError, SafetensorError) as error:
+        raise ResumeError(
+            f"{folder}: neither a run with a snapshot nor a model ({error})"
+        ) from None
+    except (KeyError, ValueError) as error:
+        raise ResumeError(f"{path}: its metadata give no alpha and rank ({error})") from None
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

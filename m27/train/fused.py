@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from m27.model.decoder import Decoder
+from m27.train import kernels as plain
 from m27.train.attention import Layout, Saved, attend, attend_backward
 from m27.train.kernels import Kernels
 from m27.train.lora import Adapters
@@ -46,6 +47,7 @@ class _Linear:
         # float32, so that an update smaller than half a step of bfloat16 still moves some entries.
         self.base = torch.cat(weights).float()
         self.weight = self.base.to(dtype, copy=True)
+        self.plain: Tensor | None = None
         self.scale, self.rank = adapters.scale, adapters.rank
         self.tuned: list[tuple[slice, Tensor, Tensor]] = []
         start = 0
@@ -70,13 +72,19 @@ class _Linear:
         """[N, I] to [N, O]."""
         return x_NI @ self.weight.t()
 
+    def forward_base(self, x_NI: Tensor) -> Tensor:
+        """`forward` as it was before any adapter."""
+        if self.plain is None:  # rounded at the first use: few runs ask the base
+            self.plain = self.base.to(self.weight.dtype) if self.tuned else self.weight
+        return x_NI @ self.plain.t()
+
     def backward(self, g_NO: Tensor) -> Tensor:
         """The gradient [N, I] of the input."""
         return g_NO @ self.weight
 
     def backward_adapters(self, g_NO: Tensor, x_NI: Tensor) -> None:
         """Add the gradients of the adapters to theirs."""
-        if not self.tuned:
+        if not self.tuned or not self.tuned[0][1].requires_grad:
             return
         xa_NR = x_NI @ self.a.t()
         parts = [g_NO[:, rows] for rows, _, _ in self.tuned]
@@ -177,6 +185,24 @@ class Fused:
             x_ND, n1 = kernels.add_norm(x1_ND, d, gain_D, self.eps)
         tape.last_ND = x_ND
         return n1, tape
+
+    @torch.no_grad()
+    def base_states(self, x_ND: Tensor, positions_N: Tensor, layout: Layout) -> Tensor:
+        """States [N, D] that the decoder without its adapters gives; nothing is kept for a backward pass."""
+        heads, kv_heads, width = self.config.n_heads, self.config.n_kv_heads, self.config.head_dim
+        cos, sin = self.rotary(positions_N[None], torch.float32)
+        angles = (cos.reshape(-1, 1, width), sin.reshape(-1, 1, width))
+        # As written, not compiled: the number of these tokens changes with every batch.
+        n1 = plain.norm(x_ND, self.layers[0].gain1_D, self.eps, self.dtype)
+        for i, layer in enumerate(self.layers):
+            q, k, v = plain.rope(layer.qkv.forward_base(n1), *angles, heads, kv_heads)
+            y_NO, _ = attend(q, k, v, layout)
+            x_ND, n2 = plain.add_norm(x_ND, layer.out.forward_base(y_NO), layer.gain2_D, self.eps)
+            d = layer.down.forward_base(plain.swiglu(layer.up.forward_base(n2)))
+            last = i + 1 == len(self.layers)
+            gain_D = self.final_D if last else self.layers[i + 1].gain1_D
+            x_ND, n1 = plain.add_norm(x_ND, d, gain_D, self.eps)
+        return n1
 
     @torch.no_grad()
     def backward(self, g_ND: Tensor, tape: Tape) -> Tensor:

@@ -1,22 +1,25 @@
 """The one loop: batches in, a trained part out, with a log, checkpoints, and exact resumption.
 
 A run killed at any step and started again by the same command ends where the uninterrupted one does, bit for
-bit on CPU when its length is given in steps. (By the clock, the learning rate follows the clock.) It does
-not know what the ids mean or how a checkpoint is shipped.
+bit on CPU when its length is given in steps. (By the clock, the learning rate follows the clock.) It may stop
+after some minutes and go on in another call. It does not know what the ids mean or how a checkpoint is shipped.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,15 +30,18 @@ from m27.data.mixture import Corpus, Mixture, State
 from m27.data.pack import Packer
 from m27.model.decoder import Decoder
 from m27.train import checkpoint
-from m27.train.lora import Adapters
+from m27.train.lora import Adapters, LoraError, merged, refit
 from m27.train.meter import Meter
 from m27.train.objective import Tally
 from m27.train.optim import Optimiser
-from m27.train.passes import choose
+from m27.train.passes import Pass, choose
 from m27.train.rows import Rows
+from m27.train.scoring import Plan, Scoring
 from m27.train.settings import SettingError, TrainConfig
+from m27.train.watch import Sample, Watch
 
 _TRIM_EVERY = 20  # steps
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,18 @@ class Trainer:
         self.config, self.rows, self.corpus, self.run_folder = config, rows, corpus, run
         self.device = rows.table_VD.device
         runtime.seed_everything(config.seed)
-        self.adapters = Adapters(decoder, config.lora, config.seed)
-        self.parameters = {**self.adapters.parameters(), **rows.parameters()}
-        self.optimiser = Optimiser(self.parameters, config.optim)
+        full = config.body == "full"
+        decoder.recompute = config.recompute
+        lora = replace(config.lora, targets=()) if full else config.lora
+        self.decoder, self.adapters = decoder, Adapters(decoder, lora, config.seed)
+        body = dict(self.adapters.parameters())
+        if full:  # text rows stay as they are: the table of all rows is built from them
+            body = {n: p for n, p in decoder.named_parameters() if "embed_tokens" not in n}
+        for parameter in body.values():
+            parameter.requires_grad_(config.body != "frozen")
+        self.parameters = {**body, **rows.parameters()}
+        learned = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        self.optimiser = Optimiser(learned, config.optim)
         self.step = self.tokens = 0
         self.seconds = 0.0
         self._stop = threading.Event()
@@ -88,11 +103,28 @@ class Trainer:
             weights=data.media_weights, task_weights=data.task_weights,
         )  # fmt: skip
         self.loader_state = self.packer.state() if loader_state is None else loader_state
+        try:
+            self.scoring = Scoring(
+                corpus.meta["vocabulary"], corpus.tasks,
+                data.full_share, data.full_tasks, data.kl_tasks,
+            )  # fmt: skip
+        except ValueError as error:
+            raise SettingError(f"data.{error}") from None
         self.meter = Meter(run, self.step, quiet)
+        self.watch = Watch(run, config.name, self.step)
         self.tally = Tally(MEDIA, corpus.tasks)
-        self.way = choose(
-            config.path, decoder, self.adapters, rows, rows.table_VD.dtype, config.compile
-        )
+        self._way: Pass | None = None
+
+    @property
+    def way(self) -> Pass:
+        """The pass over a micro-batch, made at its first use: what it begins from may be set before."""
+        if self._way is None:
+            config = self.config
+            self._way = choose(
+                config.path, self.decoder, self.adapters, self.rows, self.rows.table_VD.dtype,
+                config.compile, full=config.body == "full", teach=bool(config.data.kl_tasks),
+            )  # fmt: skip
+        return self._way
 
     def _resume(self) -> State | None:
         found = checkpoint.latest(self.run_folder)
@@ -109,12 +141,24 @@ class Trainer:
         state: State = found.state["loader"]
         return state
 
-    def begin_from(self, run: Path) -> None:
-        """Begin with the trained part of another run's newest snapshot; optimiser and data anew."""
-        found = checkpoint.latest(run)
-        if found is None:
-            raise checkpoint.ResumeError(f"{run}: no snapshot to begin from")
-        self._take(found.trained, str(run))
+    def begin_from(self, folder: Path) -> None:
+        """Begin with the trained part of another run or of a shipped model; optimiser and data anew.
+
+        Adapters of a smaller rank are widened, and merged into the weights where every weight is trained.
+        Raises ResumeError for a folder that holds neither, or a part that does not fit.
+        """
+        found = checkpoint.beginning(folder)
+        try:
+            if self.config.body == "full":
+                trained: dict[str, Tensor] = {**self.parameters}
+                trained |= {n: t for n, t in found.trained.items() if ".lora_" not in n}
+                trained |= merged(self.parameters, found.trained, found.scale)
+            else:
+                own = self.adapters.parameters()
+                trained = refit(own, found.trained, self.adapters.scale, found.scale)
+        except LoraError as error:
+            raise checkpoint.ResumeError(f"{folder}: {error}") from None
+        self._take(trained, str(folder))
 
     def _take(self, trained: Mapping[str, Tensor], where: str) -> None:
         for name, parameter in self.parameters.items():
@@ -134,17 +178,30 @@ class Trainer:
             done.append(self.seconds / max(self.config.minutes * 60, 1e-9))
         return min(max(done), 1.0)
 
-    def run(self, until: int | None = None) -> Result:
-        """Train to the end, to step `until`, or until SIGTERM or SIGINT; saved in each case."""
+    def run(
+        self,
+        until: int | None = None,
+        call_minutes: float | None = None,
+        sample: Callable[[Mapping[str, Tensor], int], list[Sample]] | None = None,
+    ) -> Result:
+        """Train to the end, to step `until`, for `call_minutes`, or until SIGTERM or SIGINT; saved in each case.
+
+        `sample` is called with the trained part and the step every `sample_minutes` of the run, and at its
+        end; what it gives is shown on the run's page. Its time counts as the run's.
+        """
         begun, earlier, first = time.monotonic(), self.seconds, self.tokens
         saved_at, saved_step = begun, self.step
-        steps = iter(self.loader)
+        budget = math.inf if call_minutes is None else call_minutes * 60
+        steps = self._steps()
+        sample_at = self.seconds + self.config.sample_minutes * 60
         with _on_signal(self._stop):
             while self.progress < 1 and not self._stop.is_set() and self.step != until:
+                if time.monotonic() - begun >= budget:
+                    break
                 batches, state = next(steps)
                 record = self._train_step(batches)
                 self.loader_state = state
-                if self.step % _TRIM_EVERY == 0:
+                if self.step % _TRIM_EVERY == 0 and self.device.type == "cpu":
                     runtime.trim_freed_memory()
                 self.seconds = earlier + time.monotonic() - begun
                 rate = self.meter.rate(self.tokens - first)
@@ -152,11 +209,18 @@ class Trainer:
                 done = self.progress
                 left = None if done == 0 else self.seconds / done * (1 - done)
                 self.meter.log(record, done, left)
+                self.watch.add(record, done, left)
+                due = self.config.sample_minutes > 0 and (self.seconds >= sample_at or done >= 1)
+                if sample is not None and due:
+                    self.watch.add_samples(self.step, sample(self.trained(), self.step))
+                    self.seconds = earlier + time.monotonic() - begun
+                    sample_at = self.seconds + self.config.sample_minutes * 60
                 if time.monotonic() - saved_at > self.config.save_minutes * 60:
                     self.save()
                     saved_at, saved_step = time.monotonic(), self.step
             if saved_step != self.step:
                 self.save()
+        self.watch.write()
         finished = self.progress >= 1
         what = "done" if finished else "stopped and saved; the same command goes on"
         self.meter.close(
@@ -165,28 +229,42 @@ class Trainer:
         )
         return Result(self.step, self.tokens, self.seconds, finished, self.trained())
 
-    def _train_step(self, batches: list[Batch]) -> dict[str, object]:
+    def _steps(self) -> Iterator[tuple[list[tuple[Batch, Plan]], State]]:
+        """Batches with their plans; beside a GPU they are made ahead, while it computes."""
+        planned = (
+            ([(batch, self.scoring.plan(batch)) for batch in batches], state)
+            for batches, state in self.loader
+        )
+        return ahead(planned) if self.device.type == "cuda" else planned
+
+    def _train_step(self, batches: list[tuple[Batch, Plan]]) -> dict[str, object]:
         progress = self.progress
         self.rows.refresh()
         self.way.refresh()
         self.tally.clear()
-        total = float(sum(batch.weights_M.sum().item() for batch in batches))
-        loss = 0.0
-        for batch in batches:
-            batch = batch.to(self.device)
-            losses = self.way.run(batch, total)
-            loss += float((losses * batch.weights_M).sum()) / total
-            self.tally.add(losses, batch.media_M, batch.tasks_M)
-            self.tokens += batch.ids_BT.numel()
+        total = float(sum(batch.weights_M.sum().item() for batch, _ in batches))
+        sums = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
+        for i, (host, plan) in enumerate(batches):
+            # Documents stay on the host, where attention is planned; nothing below waits for the device.
+            batch = replace(host.to(self.device), documents_BT=host.documents_BT)
+            losses = self.way.run(batch, plan.to(self.device), total)
+            sums[i] = (losses.targets_M * batch.weights_M).sum() / total
+            self.tally.add(losses.targets_M, batch.media_M, batch.tasks_M)
+            if losses.apart_m is not None:
+                self.tally.add_divergence(losses.apart_m)
+            self.tokens += host.ids_BT.numel()
         self.rows.backward()
         scale, norm = self.optimiser.step(progress)
         self.step += 1
+        loss = float(sums.sum())
         media, tasks, targets = self.tally.means()
+        apart = self.tally.mean_divergence()
         return {
             "step": self.step, "tokens": self.tokens, "targets": targets, "loss": round(loss, 5),
             "media": {name: round(value, 4) for name, value in media.items()},
             "tasks": {name: round(value, 4) for name, value in tasks.items()},
             "rate": round(scale, 5), "gradient_norm": round(norm, 4),
+            **({} if apart is None else {"divergence": round(apart, 4)}),
         }  # fmt: skip
 
     def trained(self) -> dict[str, Tensor]:
@@ -204,6 +282,25 @@ class Trainer:
             self.run_folder, self.step, self.trained(), self.optimiser.state(), state,
             self.config.keep,
         )  # fmt: skip
+
+
+def ahead(items: Iterator[_T], count: int = 2) -> Iterator[_T]:
+    """`items` in their order, `count` of them made beforehand by a thread; its error is raised here."""
+    made: queue.Queue[_T | BaseException] = queue.Queue(count)
+
+    def make() -> None:
+        try:
+            for item in items:
+                made.put(item)
+        except BaseException as error:  # to the consumer, which would else wait for ever
+            made.put(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    while True:
+        item = made.get()
+        if isinstance(item, BaseException):
+            raise item
+        yield item
 
 
 @contextmanager

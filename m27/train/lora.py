@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,7 @@ class Adapters:
         self.config = config
         self.scale = config.alpha / config.rank
         self.rank = config.rank
+        self.active = True  # whether attached hooks add anything; see `off`
         generator = torch.Generator().manual_seed(seed)
         self._factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         found = set()
@@ -90,7 +92,16 @@ class Adapters:
         """Add each adapter's output to its layer's, in the layer's dtype, for use with autograd."""
         for name, (a, b) in self._factors.items():
             layer = decoder.get_submodule(name)
-            layer.register_forward_hook(_Hook(a, b, self.scale))
+            layer.register_forward_hook(_Hook(self, a, b))
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the decoder is the base again, whatever is attached."""
+        self.active = False
+        try:
+            yield
+        finally:
+            self.active = True
 
     @torch.no_grad()
     def merge_into(self, decoder: nn.Module) -> None:
@@ -101,10 +112,58 @@ class Adapters:
 
 
 class _Hook:
-    def __init__(self, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
-        self.a, self.b, self.scale = a, b, scale
+    def __init__(self, adapters: Adapters, a: nn.Parameter, b: nn.Parameter) -> None:
+        self.adapters, self.a, self.b = adapters, a, b
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        if not self.adapters.active:
+            return out
         (x,) = inputs
         low = F.linear(x, self.a.to(x.dtype))
-        return out + self.scale * F.linear(low, self.b.to(x.dtype))
+        return out + self.adapters.scale * F.linear(low, self.b.to(x.dtype))
+
+
+@torch.no_grad()
+def merged(
+    weights: Mapping[str, Tensor], factors: Mapping[str, Tensor], scale: float
+) -> dict[str, Tensor]:
+    """For each pair of `factors` its matrix of `weights` with scale * B @ A added, by the matrix's name.
+
+    Raises `LoraError` for a pair without a matrix of its shape.
+    """
+    out = {}
+    for name in [n for n in factors if n.endswith(".lora_A")]:
+        stem = name.removesuffix(".lora_A")
+        a, b = factors[name].float(), factors[f"{stem}.lora_B"].float()
+        weight = weights.get(f"{stem}.weight")
+        if weight is None or weight.shape != (len(b), a.shape[1]):
+            raise LoraError(f"{stem}: an adapter without a matrix of its shape")
+        out[f"{stem}.weight"] = weight.float() + scale * (b @ a).to(weight.device)
+    return out
+
+
+@torch.no_grad()
+def refit(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], scale: float, given_scale: float
+) -> dict[str, Tensor]:
+    """`given` factors of another run brought to the rank of `own` and its scale; the product is kept.
+
+    Of a larger rank, the further rows of A are `own`'s and the further columns of B zero. Names without
+    a counterpart and other tensors come through unchanged. Raises `LoraError` for a smaller rank.
+    """
+    out = dict(given)
+    for name, tensor in given.items():
+        mine = own.get(name)
+        if mine is None or not name.endswith((".lora_A", ".lora_B")):
+            continue
+        axis = 0 if name.endswith(".lora_A") else 1
+        rank, held = mine.shape[axis], tensor.shape[axis]
+        if held > rank:
+            raise LoraError(f"{name}: its rank is {held}, that of the run only {rank}")
+        if axis == 0:
+            out[name] = torch.cat([tensor.float(), mine[held:].cpu().float()])
+        else:
+            wide = torch.zeros(len(tensor), rank)
+            wide[:, :held] = tensor.float() * (given_scale / scale)
+            out[name] = wide
+    return out

@@ -1,17 +1,25 @@
 """Cross-entropy over a long vocabulary, in pieces, with its gradient written out; losses by medium and task.
 
-The logits of all targets never exist at once, and frozen rows get no gradient. The oracle is
-`torch.nn.functional.cross_entropy` over the full logits.
+A target is scored among all ids or among those of some spans, which costs only their rows. Also the
+divergence from a base model, for text that should stay as it was. The logits of all targets never exist at
+once, and frozen rows get no gradient. The oracle is `torch.nn.functional` over the full logits.
 
-Shapes: M targets, V vocabulary, D width.
+Shapes: M targets, V vocabulary, S ids of the spans, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+Spans = Sequence[tuple[int, int]]  # half-open ranges of ids, ascending and apart
+
+
+def _piece(given: int | None, device: torch.device) -> int:
+    """How many targets are scored at a time: on a GPU many, since each piece is a few launches."""
+    return given or (512 if device.type == "cpu" else 8192)
 
 
 @torch.no_grad()
@@ -22,32 +30,107 @@ def cross_entropy(
     weights_M: Tensor,
     first: int,
     grad_VD: Tensor,
-    piece: int = 512,
+    piece: int | None = None,
+    spans: Spans | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Losses [M] in nats (unweighted, float32) and the gradient [M, D] of sum(weights * losses).
 
     `table_VD` are the output rows in the dtype of `h_MD`; the gradient of those from `first` on is added
-    to `grad_VD` [V - first, D] (float32), the others are frozen. `piece` targets are done at a time.
+    to `grad_VD` [V - first, D] (float32), the others are frozen. With `spans` the softmax runs over the
+    ids within them alone, and every target must be one of them. `piece` targets are done at a time.
     """
+    spans = ((0, len(table_VD)),) if spans is None else tuple(spans)
+    parts = [table_VD[begin:end] for begin, end in spans]
+    rows_SD = parts[0] if len(parts) == 1 else torch.cat(parts)
+    local_M = torch.zeros_like(targets_M)
+    offset = 0
+    for begin, end in spans:
+        inside = (targets_M >= begin) & (targets_M < end)
+        local_M = torch.where(inside, targets_M - begin + offset, local_M)
+        offset += end - begin
     losses = torch.empty(len(h_MD), dtype=torch.float32, device=h_MD.device)
     g_MD = torch.empty_like(h_MD)
+    piece = _piece(piece, h_MD.device)
     for begin in range(0, len(h_MD), piece):
         window = slice(begin, begin + piece)
-        h, target, weight = h_MD[window], targets_M[window], weights_M[window, None].to(h_MD.dtype)
-        p = torch.softmax(h @ table_VD.t(), dim=-1)
-        hit = p.gather(1, target[:, None])
+        h, weight = h_MD[window], weights_M[window, None].to(h_MD.dtype)
+        p = torch.softmax(h @ rows_SD.t(), dim=-1)
+        hit = p.gather(1, local_M[window, None])
         losses[window] = -hit.flatten().float().clamp_min(1e-30).log()
-        # d loss / d logits is p - 1 at the target; scaling h instead of p spares a pass over [m, V].
-        g_MD[window] = (p @ table_VD - table_VD.index_select(0, target)) * weight
+        # d loss / d logits is p - 1 at the target; scaling h instead of p spares a pass over [m, S].
+        own = rows_SD.index_select(0, local_M[window])
+        g_MD[window] = (p @ rows_SD - own) * weight
         weighted = h * weight
-        grad_VD += p[:, first:].t() @ weighted
-        at = (target >= first).nonzero().flatten()
-        grad_VD.index_add_(0, target[at] - first, -weighted[at].float())
+        for columns, rows in _trained(spans, first):
+            grad_VD[rows] += p[:, columns].t() @ weighted
+        _subtract_targets(grad_VD, targets_M[window], first, weighted)
     return losses, g_MD
 
 
+@torch.no_grad()
+def divergence(
+    h_MD: Tensor,
+    table_VD: Tensor,
+    base_MD: Tensor,
+    targets_M: Tensor,
+    weights_M: Tensor,
+    share_M: Tensor,
+    first: int,
+    grad_VD: Tensor,
+    piece: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropies [M] and KL(base ‖ tuned) [M], in nats, and the gradient [M, D] of their mixture.
+
+    The mixture is sum(weights * ((1 - share) * cross-entropy + share * KL)). The base's distribution is
+    that of its states `base_MD` over the text rows, those before `first`; the tuned one runs over the
+    whole vocabulary, so mass on ids that the base does not have counts as divergence. Else as
+    `cross_entropy`.
+    """
+    losses = torch.empty(len(h_MD), dtype=torch.float32, device=h_MD.device)
+    apart, g_MD = torch.empty_like(losses), torch.empty_like(h_MD)
+    piece = _piece(piece, h_MD.device)
+    for begin in range(0, len(h_MD), piece):
+        window = slice(begin, begin + piece)
+        h, target = h_MD[window], targets_M[window, None]
+        weight, share = weights_M[window, None].to(h.dtype), share_M[window, None].float()
+        # float32 from the logits on: where the two agree, little of either is left of the difference.
+        log_q = torch.log_softmax((h @ table_VD.t()).float(), dim=-1)
+        log_p = torch.log_softmax((base_MD[window] @ table_VD[:first].t()).float(), dim=-1)
+        losses[window] = -log_q.gather(1, target).flatten()
+        p = log_p.exp()
+        apart[window] = (p * (log_p - log_q[:, :first])).sum(-1)
+        d = log_q.exp_()
+        d[:, :first] -= share * p
+        d.scatter_add_(1, target, share - 1)
+        d = d.to(h.dtype)
+        g_MD[window] = (d @ table_VD) * weight
+        grad_VD += d[:, first:].t() @ (h * weight)
+    return losses, apart, g_MD
+
+
+def _trained(spans: Spans, first: int) -> Iterator[tuple[slice, slice]]:
+    """For each span's trained ids, their columns among the spans' ids and their rows of the gradient."""
+    offset = 0
+    for begin, end in spans:
+        skip = max(first - begin, 0)
+        if begin + skip < end:
+            columns = slice(offset + skip, offset + end - begin)
+            yield columns, slice(begin + skip - first, end - first)
+        offset += end - begin
+
+
+def _subtract_targets(grad_VD: Tensor, targets_M: Tensor, first: int, weighted_MD: Tensor) -> None:
+    """Take each trained target's own share off its row; nothing here waits for the device."""
+    trained = (targets_M >= first)[:, None]
+    at = (targets_M - first).clamp_min(0)
+    grad_VD.index_add_(0, at, torch.where(trained, -weighted_MD, 0.0).float())
+
+
 class Tally:
-    """Sums of losses and counts of targets by medium and by task, over the micro-batches of a step."""
+    """Sums of losses and counts of targets by medium and by task, over the micro-batches of a step.
+
+    Sums stay on the losses' device until they are asked for. `divergence` counts apart from both.
+    """
 
     def __init__(self, media: Sequence[str], tasks: Sequence[str]) -> None:
         self.names = (tuple(media), tuple(tasks))
@@ -56,12 +139,20 @@ class Tally:
     def clear(self) -> None:
         """Forget everything counted."""
         self.sums = [torch.zeros(len(names), 2, dtype=torch.float64) for names in self.names]
+        self._apart = torch.zeros(2, dtype=torch.float64)
 
     def add(self, losses_M: Tensor, media_M: Tensor, tasks_M: Tensor) -> None:
         """Count the losses [M] of targets with these indices of medium and task."""
-        values = torch.stack([losses_M.double(), torch.ones_like(losses_M.double())], dim=1).cpu()
-        for sums, index in zip(self.sums, (media_M, tasks_M), strict=True):
-            sums.index_add_(0, index.cpu(), values)
+        device = losses_M.device
+        values = torch.stack([losses_M.double(), torch.ones_like(losses_M.double())], dim=1)
+        for i, index in enumerate((media_M, tasks_M)):
+            self.sums[i] = self.sums[i].to(device).index_add_(0, index, values)
+
+    def add_divergence(self, apart_M: Tensor) -> None:
+        """Count the divergences [M] of some targets."""
+        total = apart_M.double().sum()
+        counted = torch.stack([total, torch.full_like(total, len(apart_M))])
+        self._apart = self._apart.to(counted.device) + counted
 
     def means(self) -> tuple[dict[str, float], dict[str, float], int]:
         """Mean loss in nats of each medium and of each task that occurred, and the number of targets."""
@@ -74,3 +165,8 @@ class Tally:
             for names, sums in zip(self.names, self.sums, strict=True)
         )
         return by_medium, by_task, int(self.sums[0][:, 1].sum())
+
+    def mean_divergence(self) -> float | None:
+        """Mean divergence in nats, or None where none was counted."""
+        total, count = self._apart.tolist()
+        return total / count if count else None

@@ -1,14 +1,17 @@
 """One micro-batch forward and backward, two ways with the same outcome: fused by hand, or plain autograd.
 
 Both put the inputs together from the vocabulary's rows, compute the head at the targets only, and leave
-gradients on the adapters and in the rows' buffer. The plain way is the oracle of the fused one and serves
-the families that the fused one does not know.
+gradients on the trained weights and in the rows' buffer. The plain way is the oracle of the fused one, serves
+the families that the fused one does not know, and is the one for a GPU.
 
-Shapes: B rows, T tokens, N = B*T, M targets, D width.
+Shapes: B rows, T tokens, N = B*T, M targets, D width, n tokens that the base is asked about.
 """
 
 from __future__ import annotations
 
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,18 +22,27 @@ from m27.model.decoder import Decoder
 from m27.train.attention import layout
 from m27.train.fused import Fused
 from m27.train.lora import Adapters
-from m27.train.objective import cross_entropy
+from m27.train.objective import cross_entropy, divergence
 from m27.train.rows import Rows
+from m27.train.scoring import Plan, Teacher
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one micro-batch, in nats: each target's cross-entropy [M], and the divergences there were [m]."""
+
+    targets_M: Tensor
+    apart_m: Tensor | None = None
 
 
 class Pass(Protocol):
     """How a micro-batch is gone through."""
 
     def refresh(self) -> None:
-        """Take up changed adapters; once before each step."""
+        """Take up changed weights; once before each step."""
 
-    def run(self, batch: Batch, total_weight: float) -> Tensor:
-        """Losses [M] of a batch; adds gradients of its weighted losses over `total_weight`."""
+    def run(self, batch: Batch, plan: Plan, total_weight: float) -> Losses:
+        """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
 
 
 class FusedPass:
@@ -49,54 +61,112 @@ class FusedPass:
         self.fused.merge()
 
     @torch.no_grad()
-    def run(self, batch: Batch, total_weight: float) -> Tensor:
-        """Losses [M] of a batch; adds gradients of its weighted losses over `total_weight`."""
+    def run(self, batch: Batch, plan: Plan, total_weight: float) -> Losses:
+        """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
+        base_mD = None if plan.teacher is None else self._base(plan.teacher)
         ids_N = batch.ids_BT.flatten()
-        plan = layout(batch.documents_BT, *self._heads, self.dtype)
+        documents_BT = batch.documents_BT.to(ids_N.device)
+        where = layout(documents_BT, *self._heads, self.dtype)
         x_ND = self.rows.embed(ids_N)
-        h_ND, tape = self.fused.forward(x_ND, batch.positions_BT.flatten(), plan)
-        losses, g_MD = _head(self.rows, h_ND, batch, total_weight)
+        h_ND, tape = self.fused.forward(x_ND, batch.positions_BT.flatten(), where)
+        losses, g_MD = _head(self.rows, h_ND, batch, plan, base_mD, total_weight)
         g_ND = torch.zeros_like(h_ND).index_copy_(0, batch.places_M, g_MD)
         self.rows.add_input_gradient(ids_N, self.fused.backward(g_ND, tape))
         return losses
 
+    def _base(self, teacher: Teacher) -> Tensor:
+        documents_1n = teacher.documents_1n.to(teacher.ids_n.device)
+        where = layout(documents_1n, *self._heads, self.dtype)
+        x_nD = self.rows.embed(teacher.ids_n)
+        h_nD = self.fused.base_states(x_nD, teacher.positions_n, where)
+        return h_nD.index_select(0, teacher.places_m)
+
 
 class PlainPass:
-    """The decoder itself under autograd, with the adapters attached to its layers."""
+    """The decoder itself under autograd: with the adapters attached, or `full`, every weight trained.
+
+    Trained weights stay float32 and products run in `dtype`; a frozen body is kept in `dtype`. With `full`
+    a frozen copy answers for the base, made when `teach` is set.
+    """
 
     def __init__(
-        self, decoder: Decoder, adapters: Adapters, rows: Rows, dtype: torch.dtype
+        self,
+        decoder: Decoder,
+        adapters: Adapters,
+        rows: Rows,
+        dtype: torch.dtype,
+        full: bool = False,
+        teach: bool = False,
     ) -> None:
-        self.decoder = decoder.to(dtype).requires_grad_(False)
-        self.rows, self.dtype = rows, dtype
-        adapters.attach(self.decoder)
+        self.rows, self.dtype, self.full = rows, dtype, full
+        self.base: Decoder | None = None
+        if full:
+            if teach:
+                self.base = copy.deepcopy(decoder).to(dtype).requires_grad_(False)
+            self.decoder = decoder
+        else:
+            self.decoder = decoder.to(dtype).requires_grad_(False)
+            adapters.attach(self.decoder)
+        self.adapters = adapters
 
     def refresh(self) -> None:
-        """Nothing: the adapters are read as they are."""
+        """Nothing: the weights are read as they are."""
 
-    def run(self, batch: Batch, total_weight: float) -> Tensor:
-        """Losses [M] of a batch; adds gradients of its weighted losses over `total_weight`."""
+    def run(self, batch: Batch, plan: Plan, total_weight: float) -> Losses:
+        """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
+        base_mD = None if plan.teacher is None else self._base(plan.teacher)
         ids_N = batch.ids_BT.flatten()
         x_ND = self.rows.embed(ids_N).requires_grad_()
-        x_BTD = x_ND.view(*batch.ids_BT.shape, -1).to(self.dtype)
-        h_BTD = self.decoder.hidden(x_BTD, batch.positions_BT, batch.documents_BT)
+        x_BTD = x_ND.view(*batch.ids_BT.shape, -1)
+        with self._narrow():
+            x_BTD = x_BTD if self.full else x_BTD.to(self.dtype)
+            h_BTD = self.decoder.hidden(x_BTD, batch.positions_BT, batch.documents_BT)
         h_ND = h_BTD.flatten(0, 1)
-        losses, g_MD = _head(self.rows, h_ND.detach(), batch, total_weight)
-        h_ND.index_select(0, batch.places_M).backward(g_MD)
+        states_ND = h_ND.detach().to(self.dtype)
+        losses, g_MD = _head(self.rows, states_ND, batch, plan, base_mD, total_weight)
+        h_ND.index_select(0, batch.places_M).backward(g_MD.to(h_ND.dtype))
         if x_ND.grad is not None:
             self.rows.add_input_gradient(ids_N, x_ND.grad)
         return losses
 
+    def _narrow(self) -> AbstractContextManager[object]:
+        """Where float32 weights are trained, their products run in the narrow dtype."""
+        if self.full and self.dtype != torch.float32:
+            return torch.autocast(self.rows.table_VD.device.type, self.dtype)
+        return nullcontext()
 
-def _head(rows: Rows, h_ND: Tensor, batch: Batch, total_weight: float) -> tuple[Tensor, Tensor]:
-    return cross_entropy(
-        h_ND.index_select(0, batch.places_M),
-        rows.table_VD,
-        batch.targets_M,
-        batch.weights_M / total_weight,
-        rows.first,
-        rows.grad_VD,
-    )
+    @torch.no_grad()
+    def _base(self, teacher: Teacher) -> Tensor:
+        decoder = self.base if self.full else self.decoder
+        if decoder is None:
+            raise RuntimeError("the base is asked, but no copy of it was kept")
+        x_1nD = self.rows.embed(teacher.ids_n)[None].to(self.dtype)
+        with self.adapters.off():
+            h_1nD = decoder.hidden(x_1nD, teacher.positions_n[None], teacher.documents_1n)
+        return h_1nD[0].index_select(0, teacher.places_m)
+
+
+def _head(
+    rows: Rows, h_ND: Tensor, batch: Batch, plan: Plan, base_mD: Tensor | None, total_weight: float
+) -> tuple[Losses, Tensor]:
+    """Losses, and the gradient [M, D] of the targets' states; gradients of rows go to their buffer."""
+    h_MD = h_ND.index_select(0, batch.places_M)
+    weights_M = batch.weights_M / total_weight
+    losses_M, apart_m = torch.empty_like(weights_M), None
+    g_MD = torch.empty_like(h_MD)
+    for group in plan.groups:
+        at = group.index_m
+        losses_M[at], g_MD[at] = cross_entropy(
+            h_MD[at], rows.table_VD, batch.targets_M[at], weights_M[at], rows.first, rows.grad_VD,
+            spans=group.spans,
+        )  # fmt: skip
+    if plan.teacher is not None and base_mD is not None:
+        at = plan.teacher.index_m
+        losses_M[at], apart_m, g_MD[at] = divergence(
+            h_MD[at], rows.table_VD, base_mD, batch.targets_M[at], weights_M[at],
+            plan.teacher.share_m, rows.first, rows.grad_VD,
+        )  # fmt: skip
+    return Losses(losses_M, apart_m), g_MD
 
 
 def choose(
@@ -106,8 +176,18 @@ def choose(
     rows: Rows,
     dtype: torch.dtype,
     compile: bool,
+    *,
+    full: bool = False,
+    teach: bool = False,
 ) -> Pass:
-    """The pass that `path` ("auto", "fused", "plain") names; "auto" is fused for the Llama family."""
-    if path == "fused" or (path == "auto" and decoder.config.family == "llama"):
+    """The pass that `path` ("auto", "fused", "plain") names.
+
+    "auto" is fused for the Llama family on the CPU; a GPU is faster with autograd's own kernels, and
+    `full` training of every weight has no other way. Raises ValueError for "fused" with `full`.
+    """
+    if full and path == "fused":
+        raise ValueError("the fused path trains adapters and rows only; set path=plain")
+    fits = decoder.config.family == "llama" and rows.table_VD.device.type == "cpu" and not full
+    if path == "fused" or (path == "auto" and fits):
         return FusedPass(decoder, adapters, rows, dtype, compile)
-    return PlainPass(decoder, adapters, rows, dtype)
+    return PlainPass(decoder, adapters, rows, dtype, full, teach)

@@ -25,7 +25,10 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on. `tasks` None takes every task at its size; see Mixture, Packer and Loader."""
+    """What is trained on. `tasks` None takes every task at its size; see Mixture, Packer and Loader.
+
+    `full_share`, `full_tasks` and `kl_tasks` say what a target is scored against; see Scoring.
+    """
 
     tasks: Mapping[str, float] | None = None
     drop_prompt: Sequence[str] = ()
@@ -36,6 +39,9 @@ class DataConfig:
     pool: int = 256
     media_weights: Mapping[str, float] = field(default_factory=dict)
     task_weights: Mapping[str, float] = field(default_factory=dict)
+    full_share: float = 1.0
+    full_tasks: Sequence[str] = ()
+    kl_tasks: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,10 @@ class TrainConfig:
     """One run: `steps` or `minutes` (whichever is given; the first reached ends it), data and optimiser.
 
     `path` "fused" is the hand-written pass for a frozen Llama decoder, "plain" autograd through it;
-    "auto" is fused where it can be. `threads` 0 is one a core.
+    "auto" is fused on the CPU where it can be. `threads` 0 is one a core. Of the decoder's body, `body`
+    trains the "adapters", nothing ("frozen": the rows alone learn), or every weight ("full"; plain only).
+    `recompute` runs blocks again in the backward pass, for the memory. Samples are drawn every
+    `sample_minutes` by whoever starts the run (0: never).
     """
 
     name: str
@@ -55,6 +64,9 @@ class TrainConfig:
     threads: int = 0
     compile: bool = True
     path: Literal["auto", "fused", "plain"] = "auto"
+    body: Literal["adapters", "frozen", "full"] = "adapters"
+    recompute: bool = False
+    sample_minutes: float = 10.0
     save_minutes: float = 5.0
     keep: int = 2
     lora: LoraConfig = field(default_factory=LoraConfig)

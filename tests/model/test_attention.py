@@ -33,7 +33,7 @@ def test_spans_equal_the_mask(tiny, monkeypatch):
     tokens = ids(2, 8)
     walked = tiny(tokens, documents_BT=documents)
 
-    def masked(documents_BT):
+    def masked(documents_BT, device):
         layout = packed_layout(documents_BT.to("meta"))
         assert layout.mask is not None
         assert layout.mask.shape == (2, 1, 8, 8)
