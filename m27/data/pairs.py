@@ -13,9 +13,12 @@ from m27.data.sources.base import Document, Item, Side, with_article
 
 
 def named_photographs(
-    items: Iterable[Item], split: Side, seed: int, source: str
+    items: Iterable[Item], split: Side, seed: int, source: str, style: str = "a photo of"
 ) -> Iterator[Document]:
-    """name_picture for every photograph, answered by the bare name; draw for every fourth."""
+    """name_picture for every photograph, answered by the bare name; draw for every fourth.
+
+    `style` is how a request to draw one calls it.
+    """
     for number, item in enumerate(say.shuffled(items, seed)):
         rng = say.phrasing(split, seed, item.key)
         photograph = say.picture(item)
@@ -23,7 +26,7 @@ def named_photographs(
         messages = say.turn([photograph, question], [say.words(item.text)])
         yield say.document(item.key, "name_picture", source, messages)
         if number % 4 == 0:
-            wish = say.words(ask("draw", rng, text=f"a photo of {with_article(item.text)}"))
+            wish = say.words(ask("draw", rng, text=f"{style} {with_article(item.text)}"))
             yield say.document(item.key, "draw", source, say.turn([wish], [photograph]))
 
 

@@ -2,16 +2,18 @@
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from m27.codec import media
 from m27.data import holdout
 from m27.data import messages as say
-from m27.data.makers import books, scenes, triples
+from m27.data.makers import books, canvas, scenes, triples
 from m27.data.prompts import PROMPTS, ask
 from m27.data.sources import easy_vqa, stamps, storybooks
 from m27.data.sources.base import Item, plain, with_article
@@ -56,34 +58,67 @@ def box_of(image: np.ndarray, color: tuple[int, int, int]) -> tuple[int, int, in
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
-def test_boxes_are_where_the_pixels_are(pool: list[Item]) -> None:
+@pytest.fixture(autouse=True)
+def plain_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs as backgrounds stay on the shelf: one gray picture stands for them."""
+    gray = Image.new("RGB", (128, 128), (128, 128, 128))
+    monkeypatch.setattr(canvas, "photographs", lambda split: [gray])
+
+
+COLOR = {"dog": (1, 255, 1), "cat": (255, 1, 255), "red fox": (1, 1, 255)}
+
+
+@pytest.mark.parametrize("maker", [scenes.related, scenes.single])
+def test_boxes_are_where_the_pixels_are(maker: Any, pool: list[Item]) -> None:
     for seed in range(30):
-        scene = scenes.related(random.Random(seed), pool[:2])
+        scene = maker(random.Random(seed), pool)
         for thing in scene.things:
-            color = (1, 255, 1) if thing.name == "dog" else (255, 1, 255)
-            assert np.abs(np.subtract(box_of(scene.image, color), thing.box)).max() <= 1
+            found = box_of(scene.image, COLOR[thing.name])
+            assert np.abs(np.subtract(found, thing.box)).max() <= 1
 
 
 def test_relations_hold(pool: list[Item]) -> None:
-    seen = set()
-    for seed in range(40):
-        scene = scenes.related(random.Random(seed), pool)
+    """What is asked agrees with the boxes; yes and no are as many as each other."""
+    seen: Counter[str] = Counter()
+    for seed in range(150):
+        rng = random.Random(seed)
+        scene = scenes.related(rng, pool)
         one, two = scene.things
-        centre = [((t.box[0] + t.box[2]) / 2, (t.box[1] + t.box[3]) / 2) for t in (one, two)]
-        (x0, y0), (x1, y1) = centre
-        words = re.search(r"to the left of|to the right of|above|below", scene.caption)
+        (x0, y0), (x1, y1) = ((sum(t.box[::2]) / 2, sum(t.box[1::2]) / 2) for t in (one, two))
+        truth = {"left": x0 < x1, "right": x0 > x1, "above": y0 < y1, "below": y0 > y1}
+        words = re.search(r"left|right|above|below", scene.caption)
         assert words is not None
-        seen.add(words[0])
-        truth = {
-            "to the left of": x0 < x1,
-            "to the right of": x0 > x1,
-            "above": y0 < y1,
-            "below": y0 > y1,
-        }
         assert truth[words[0]]
         assert scene.caption.startswith(one.name)
-        assert two.name in scene.caption
-    assert len(seen) == 4
+        assert scenes.relation(one, two) == words[0]
+        assert scenes.relation(two, one) == scenes._OPPOSITE[words[0]]
+        for kind, question, answer in scenes.questions("scene_relation", scene, rng, None):
+            seen[answer] += 1
+            first = one.name in question and (
+                two.name not in question or question.index(one.name) < question.index(two.name)
+            )
+            sign = words[0] if first else scenes._OPPOSITE[words[0]]
+            if kind == "where":
+                assert answer == sign
+            elif kind == "what":
+                asked = re.search(r"left|right|above|below", question)
+                assert asked is not None
+                named = two if answer == one.name else one
+                assert named.name in question
+                there = words[0] if answer == one.name else scenes._OPPOSITE[words[0]]
+                assert asked[0] == there
+            else:
+                said = re.search(r"left|right|above|below", question)
+                assert said is not None
+                assert answer == ("yes" if said[0] == sign else "no")
+    assert 0.8 < seen["yes"] / seen["no"] < 1.25
+    assert min(seen[word] for word in scenes.RELATIONS) > 40
+
+
+def test_unclear_relations_are_not_asked() -> None:
+    thing = scenes.Thing("dog", (40, 40, 60, 60))
+    assert scenes.relation(thing, scenes.Thing("cat", (60, 40, 80, 60))) == "", "too near"
+    assert scenes.relation(thing, scenes.Thing("cat", (90, 90, 110, 110))) == "", "diagonal"
 
 
 def test_counts_are_said(pool: list[Item]) -> None:
@@ -105,6 +140,31 @@ def test_shapes_have_their_colors() -> None:
         for thing in scene.things:
             x, y = (thing.box[0] + thing.box[2]) // 2, (thing.box[1] + thing.box[3]) // 2
             assert tuple(scene.image[y, x]) == scenes.COLORS[thing.color]
+            found = box_of(scene.image, scenes.COLORS[thing.color])
+            assert np.abs(np.subtract(found, thing.box)).max() <= 1
+
+
+def test_a_color_is_named_only_where_it_rules() -> None:
+    def measured(*colors: tuple[int, int, int]) -> str:
+        stripes = np.zeros((40, 40, 4), np.uint8)
+        for number, color in enumerate(colors):
+            stripes[number * 40 // len(colors) :] = (*color, 255)
+        return canvas.color_of(stripes)
+
+    for name, color in scenes.COLORS.items():
+        assert measured(color) == name
+    assert measured(scenes.COLORS["red"], scenes.COLORS["blue"]) == ""
+    assert measured(scenes.COLORS["black"], *[scenes.COLORS["green"]] * 4) == "green", "an outline"
+
+
+def test_boxes_keep_to_the_grid() -> None:
+    assert canvas.spelled((0, 16, 40, 128)) == "0 1 2 8", "40 is as near to 2 as to 3: the even one"
+    assert canvas.spelled((50, 50, 52, 52)) == "3 3 4 4", "at least one unit"
+    assert canvas.spelled((3, 0, 62, 63), 64) == "0 0 8 8"
+    assert canvas.overlap((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
+    assert canvas.overlap((0, 0, 2, 2), (3, 3, 4, 4)) == 0
+    assert canvas.fits_grid((0, 16, 40, 128))
+    assert not canvas.fits_grid((50, 50, 52, 52))
 
 
 @pytest.mark.parametrize(
@@ -117,14 +177,14 @@ def test_places(box: tuple[int, int, int, int], place: str) -> None:
 
 def test_scene_documents(pool: list[Item], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "cutouts", lambda side: pool)
-    monkeypatch.setitem(scenes.COUNT, "train", 36)
-    monkeypatch.setitem(scenes.COUNT, "test", 12)
+    monkeypatch.setitem(scenes.COUNT, "train", 60)
+    monkeypatch.setitem(scenes.COUNT, "test", 36)
     train, again = (list(scenes.documents("train", 1)) for _ in range(2))
     other, test = list(scenes.documents("train", 2)), list(scenes.documents("test", 1))
     assert [words_of(d) for d in train] == [words_of(d) for d in again]
     assert [words_of(d) for d in train] != [words_of(d) for d in other]
     assert {d["task"] for d in train} == {task for task, _ in scenes._TASKS}
-    assert len({d["id"] for d in train + test}) == 48
+    assert len({d["id"] for d in train + test}) == 96
     for document in test:
         task = document["task"]
         if task in ("scene_caption",):
@@ -132,7 +192,9 @@ def test_scene_documents(pool: list[Item], monkeypatch: pytest.MonkeyPatch) -> N
         assert len(document["messages"]) == 2
     boxes = [words_of(d)[1] for d in test if d["task"] == "scene_box"]
     assert boxes
-    assert all(re.fullmatch(r"\d+ \d+ \d+ \d+", box) for box in boxes)
+    assert all(re.fullmatch(r"[0-8]( [0-8]){3}", box) for box in boxes)
+    kinds = [d["id"].rsplit("/", 1)[1] for d in test if d["task"] == "scene_relation"]
+    assert set(kinds) == {"where", "what", "is"}
 
 
 def words_of(document: Any) -> list[str]:

@@ -1,123 +1,47 @@
 """Scenes made of cut-outs: pictures whose caption, counts, colors, places and boxes are known.
 
-Stamps and emoji are pasted, without overlap, on a plain or graded background of a named color;
-some scenes are of plain colored shapes instead. A scene of one side uses cut-outs of that side
-only. Places are words for the third of the picture that holds the middle of the thing; a box is
-"left top right bottom" in hundredths of the side.
+A scene of one side uses cut-outs and photographs of that side only. Places are words for the third
+of the picture that holds the middle of the thing; a relation is asked for only where it is clear, a
+color only of what has one; a box is "left top right bottom" in whole units of an 8×8 grid, the
+codes of the picture, and asked for only where rounding keeps most of it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from m27.codec import media
 from m27.data import messages as say
+from m27.data.makers import canvas as paper
+from m27.data.makers.canvas import COLORS, GRID, PHOTOGRAPH, SHAPES, SIZE, Scene, Thing, cutouts
 from m27.data.prompts import ask
-from m27.data.sources import emoji, stamps
-from m27.data.sources.base import Document, Item, Side, of_split, plain, with_article
+from m27.data.sources.base import Document, Item, Side, plain, with_article
+
+__all__ = ["COLORS", "GRID", "PHOTOGRAPH", "SHAPES", "SIZE", "Scene", "Thing", "cutouts"]
 
 NAME = "scenes"
-SIZE = 128
-COUNT = {"train": 12_000, "test": 600}
+COUNT: dict[Side, int] = {"train": 36_000, "test": 3_000}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
-COLORS: dict[str, tuple[int, int, int]] = {
-    "white": (255, 255, 255),
-    "black": (25, 25, 25),
-    "gray": (150, 150, 150),
-    "red": (220, 50, 45),
-    "orange": (245, 150, 45),
-    "yellow": (250, 220, 70),
-    "green": (80, 170, 80),
-    "blue": (70, 120, 215),
-    "purple": (140, 80, 175),
-    "pink": (245, 170, 195),
-    "brown": (140, 95, 60),
-}
-SHAPES = ("circle", "square", "triangle", "diamond", "bar")
-_FOLDERS = ("animals", "food", "vehicles", "household", "clothes", "hobbies", "plants", "sports")
-_GROUPS = ("animals-nature", "food-drink", "objects", "activities", "travel-places")
+RELATIONS = ("left", "right", "above", "below")
+_SAID = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+_CAPTIONED = {"left": "to the left of", "right": "to the right of"}
+_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 _IRREGULAR = {"mouse": "mice", "goose": "geese", "wolf": "wolves", "leaf": "leaves", "ox": "oxen"}
 _SAME = ("fish", "sheep", "deer", "bread", "rice", "corn", "fruit", "milk", "broccoli", "garlic")
-_NO_THING = ("foggy", "sunrise", "sunset", "timer clock")
-# Where two things stand: (words between them, column and row of the first and of the second).
-_RELATIONS = (
-    ("to the left of", (0, 1), (2, 1)),
-    ("to the right of", (2, 1), (0, 1)),
-    ("above", (1, 0), (1, 2)),
-    ("below", (1, 2), (1, 0)),
-)
+_TURNS = 3  # questions about one scene in training; in the test one
 
-
-@dataclass(frozen=True)
-class Thing:
-    """One pasted thing: its name and its box in pixels, x0 ≤ x < x1, y0 ≤ y < y1."""
-
-    name: str
-    box: tuple[int, int, int, int]
-    color: str = ""
-
-    @property
-    def place(self) -> str:
-        """The third of the picture that holds its middle: "top left", "middle", "right" …"""
-        x, y = (self.box[0] + self.box[2]) / 2 / SIZE, (self.box[1] + self.box[3]) / 2 / SIZE
-        row = "top" if y < 1 / 3 else "bottom" if y > 2 / 3 else ""
-        column = "left" if x < 1 / 3 else "right" if x > 2 / 3 else ""
-        return f"{row} {column}".strip() or "middle"
-
-    @property
-    def corners(self) -> str:
-        """ "left top right bottom" in hundredths of the side, 0 … 99."""
-        return " ".join(str(min(99, round(100 * v / SIZE))) for v in self.box)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A made picture uint8 [128, 128, 3] and what is known of it."""
-
-    image: NDArray[np.uint8]
-    caption: str
-    background: str
-    things: tuple[Thing, ...]
+Maker = Callable[[random.Random, list[Item], Side], Scene]
+Question = tuple[str, str, str]  # phrasing's kind, question, answer
 
 
 def documents(split: Side, seed: int) -> Iterator[Document]:
-    """12,000 scenes to train on and 600 to test, a document each: six tasks in turn."""
+    """36,000 scenes to train on and 3,000 to test, a document each, the tasks of `_TASKS` in turn."""
     pool = cutouts(split)
     for number in range(COUNT[split]):
         rng = random.Random(f"{NAME}:{split}:{seed}:{number}")
         yield _document(number, rng, pool, split, seed)
-
-
-def cutouts(split: Side) -> list[Item]:
-    """Stamps and emoji of one side whose name is one or two words and can be counted."""
-    chosen = [
-        item
-        for item in of_split(stamps.items(), split)
-        if item.key.split("/")[1] in _FOLDERS and "/alphabets/" not in item.key
-    ]
-    for item in of_split(emoji.items(), split):
-        if item.meta["group"] in _GROUPS and not item.meta["tone"]:
-            chosen.append(item)
-    return [
-        item
-        for item in chosen
-        if len(item.text.split()) <= 2 and countable(item.text) and item.text not in _NO_THING
-    ]
-
-
-def countable(name: str) -> bool:
-    """Whether a name is a thing in the singular, of plain letters: "three …s" can be said."""
-    if name.endswith("ing") and not name.endswith(("ring", "wing", "king")):
-        return False  # an activity
-    return name.replace(" ", "").isalpha() and with_article(name).startswith(("a ", "an "))
 
 
 def plural(name: str) -> str:
@@ -143,41 +67,73 @@ def amount(number: int, name: str) -> str:
     return f"{NUMBERS[number]} {name if number == 1 else plural(name)}"
 
 
-def counted(rng: random.Random, pool: list[Item]) -> Scene:
+def relation(one: Thing, other: Thing) -> str:
+    """Where `one` lies, seen from `other`: a word of `RELATIONS`, "" where it is not clear.
+
+    Clear: the middles are at least 36 pixels apart one way, and at most half of that the other way.
+    """
+    x, y = (a - b for a, b in zip(one.middle, other.middle, strict=True))
+    if max(abs(x), abs(y)) < 36 or min(abs(x), abs(y)) > max(abs(x), abs(y)) / 2:
+        return ""
+    if abs(x) > abs(y):
+        return "left" if x < 0 else "right"
+    return "above" if y < 0 else "below"
+
+
+def counted(rng: random.Random, pool: list[Item], split: Side = "train") -> Scene:
     """One or two kinds, one to five of each, in random cells of a 3×3 grid."""
     kinds = _kinds(rng, pool, rng.choice((1, 1, 2)))
     limit = 5 if len(kinds) == 1 else 4
     numbers = [rng.randint(1, limit) for _ in kinds]
-    canvas, background, words = _background(rng)
+    canvas, color, words = paper.background(rng, split)
     cells = rng.sample([(c, r) for r in range(3) for c in range(3)], sum(numbers))
     things = []
     for item, number in zip(kinds, numbers, strict=True):
         for _ in range(number):
-            things.append(_paste(canvas, item, cells.pop(), 40, rng))
+            things.append(_in_cell(canvas, item, cells.pop(), round(40 * _size(rng)), rng))
     listed = [amount(n, item.text) for item, n in zip(kinds, numbers, strict=True)]
-    return Scene(_pixels(canvas), f"{' and '.join(listed)} {words}", background, tuple(things))
+    return Scene(paper.pixels(canvas), f"{' and '.join(listed)} {words}", color, tuple(things))
 
 
-def related(rng: random.Random, pool: list[Item]) -> Scene:
-    """Two kinds, one left of, right of, above or below the other."""
+def related(rng: random.Random, pool: list[Item], split: Side = "train") -> Scene:
+    """Two kinds, one left of, right of, above or below the other, a little out of line."""
     first, second = _kinds(rng, pool, 2)
-    canvas, background, words = _background(rng)
-    relation, here, there = rng.choice(_RELATIONS)
-    things = (_paste(canvas, first, here, 54, rng), _paste(canvas, second, there, 54, rng))
-    named = f"{with_article(first.text)} {relation} {with_article(second.text)}"
-    return Scene(_pixels(canvas), plain(f"{named} {words}"), background, things)
+    canvas, color, words = paper.background(rng, split)
+    word = rng.choice(RELATIONS)
+    near, far = (rng.uniform(26, 36), rng.uniform(92, 102))
+    start, end = (near, far) if word in ("left", "above") else (far, near)
+    across = rng.uniform(34, 94)
+    things = []
+    for item, along in ((first, start), (second, end)):
+        side = round(54 * _size(rng))
+        out = across + rng.uniform(-10, 10)
+        middle = (along, out) if word in ("left", "right") else (out, along)
+        corner = paper.corner_near(middle, paper.scaled(paper.cut(item).size, side), rng)
+        things.append(paper.paste(canvas, item, corner, side))
+    said = _CAPTIONED.get(word, word)
+    named = f"{with_article(first.text)} {said} {with_article(second.text)} {words}"
+    return Scene(paper.pixels(canvas), plain(named), color, tuple(things))
 
 
-def single(rng: random.Random, pool: list[Item]) -> Scene:
-    """One thing anywhere, in one of three sizes."""
+def single(rng: random.Random, pool: list[Item], split: Side = "train") -> Scene:
+    """One thing anywhere, of any size from a third to nearly all of the picture."""
     (item,) = _kinds(rng, pool, 1)
-    canvas, background, words = _background(rng)
-    cell = (rng.randrange(3), rng.randrange(3))
-    thing = _paste(canvas, item, cell, rng.choice((42, 56, 72)), rng)
-    return Scene(_pixels(canvas), f"{item.text} {words}", background, (thing,))
+    canvas, color, words = paper.background(rng, split)
+    side = rng.choice((rng.randint(40, 64), rng.randint(64, 112)))
+    return _alone(canvas, item, side, color, words, rng)
 
 
-def shaped(rng: random.Random, pool: list[Item]) -> Scene:
+def colored(rng: random.Random, pool: list[Item], split: Side = "train") -> Scene:
+    """One thing of one clear color, on a background of another."""
+    for _ in range(40):
+        (item,) = _kinds(rng, pool, 1)
+        if color := paper.color_named(item):
+            canvas, back, words = paper.background(rng, split, without=color, photos=False)
+            return _alone(canvas, item, rng.randint(52, 100), back, words, rng)
+    return shaped(rng, pool, split)
+
+
+def shaped(rng: random.Random, pool: list[Item], split: Side = "train") -> Scene:
     """Two or three plain shapes of different colors on a light background; `pool` is not used."""
     names = rng.sample(SHAPES, rng.choice((2, 2, 3)))
     back = rng.choice(("white", "gray"))
@@ -186,61 +142,106 @@ def shaped(rng: random.Random, pool: list[Item]) -> Scene:
     cells = rng.sample([(c, r) for r in range(3) for c in range(3)], len(names))
     things = []
     for name, color, cell in zip(names, colors, cells, strict=True):
-        box = _cell_box(cell, (36, 36), rng)
-        _shape(ImageDraw.Draw(canvas), name, box, COLORS[color])
-        things.append(Thing(name, box, color))
+        x, y = paper.corner_near(_middle(cell), (36, 36), rng, 3)
+        box = (x, y, x + 36, y + 36)
+        paper.shape(ImageDraw.Draw(canvas), name, box, COLORS[color])
+        shown = (x, y + 13, x + 36, y + 24) if name == "bar" else box
+        things.append(Thing(name, shown, color))
     named = [with_article(f"{t.color} {t.name}") for t in things]
     caption = plain(f"{', '.join(named[:-1])} and {named[-1]} on a {back} background")
-    return Scene(_pixels(canvas), caption, back, tuple(things))
+    return Scene(paper.pixels(canvas), caption, back, tuple(things))
+
+
+def questions(task: str, scene: Scene, rng: random.Random, phrase: random.Random | None) -> list[
+    Question
+]:  # fmt: skip
+    """All that `task` asks of a scene: (kind of question, its words, the answer)."""
+    names = list(dict.fromkeys(thing.name for thing in scene.things))
+    alone = [t for t in scene.things if sum(o.name == t.name for o in scene.things) == 1]
+    if task == "scene_caption":
+        return [("", ask(task, phrase), scene.caption)]
+    if task == "scene_relation":
+        return _relations(alone, rng, phrase)
+    if task == "scene_count":
+        numbers = {plural(n): sum(t.name == n for t in scene.things) for n in names}
+        pairs = [(name, NUMBERS[count]) for name, count in numbers.items()]
+    elif task == "scene_color":
+        pairs = [(t.name, t.color) for t in alone if t.color]
+        if scene.background != PHOTOGRAPH:
+            pairs.append(("background", scene.background))
+    elif task == "scene_where":
+        pairs = [(t.name, t.place) for t in alone if t.clear_place]
+    else:
+        pairs = [(t.name, t.corners) for t in alone if paper.fits_grid(t.box)]
+    return [("", ask(task, phrase, text=name), answer) for name, answer in pairs]
+
+
+def _relations(
+    things: list[Thing], rng: random.Random, phrase: random.Random | None
+) -> list[Question]:
+    """For each pair in a clear relation the three kinds of question, yes and no equally often."""
+    found = []
+    for one in things:
+        for other in things:
+            word = relation(one, other)
+            if not word:
+                continue
+            task = "scene_relation"
+            where = ask(task, phrase, text=one.name, more=other.name)
+            found.append(("where", where, word))
+            if sum(relation(t, other) == word for t in things) == 1:
+                which = ask(f"{task}/what", phrase, text=other.name, more=_SAID[word])
+                found.append(("what", which, one.name))
+            true = rng.random() < 0.5
+            said = _SAID[word if true else _OPPOSITE[word]]
+            claim = ask(f"{task}/is", phrase, text=one.name, more=f"{said} the {other.name}")
+            found.append(("is", claim, "yes" if true else "no"))
+    return found
 
 
 def _document(
     number: int, rng: random.Random, pool: list[Item], split: Side, seed: int
 ) -> Document:
-    """The number chooses the task, the task a fitting scene."""
+    """The number chooses the task, the task a fitting scene; a scene that allows no question goes."""
     phrase = say.phrasing(split, seed, f"{NAME}:{number}")
     task, makers = _TASKS[number % len(_TASKS)]
-    scene = rng.choice(makers)(rng, pool)
-    shown = say.image(scene.image)
     name = f"{NAME}/{split}/{seed}/{number:05d}"
     if task == "draw":
+        scene = rng.choice(makers)(rng, pool, split)
         wish = say.words(ask(task, phrase, text=with_article(scene.caption)))
-        return say.document(name, task, NAME, say.turn([wish], [shown]))
-    pairs = _questions(task, scene)
-    if split == "test":
-        pairs = pairs[:1]
+        return say.document(name, task, NAME, say.turn([wish], [say.image(scene.image)]))
+    found: list[Question] = []
+    while not found:
+        scene = rng.choice(makers)(rng, pool, split)
+        found = questions(task, scene, rng, phrase)
+    if task == "scene_relation" and split == "test":
+        turn = ("where", "what", "is")[number // len(_TASKS) % 3]
+        found = [q for q in found if q[0] == turn] or found
+    kept = rng.sample(found, min(len(found), 1 if split == "test" else _TURNS))
+    if kept[0][0] and split == "test":
+        name = f"{name}/{kept[0][0]}"
     messages: list[say.Message] = []
-    for text, answer in pairs:
-        asked = [say.words(ask(task, phrase, text=text))]
-        messages += say.turn(asked if messages else [shown, *asked], [say.words(answer)])
+    for _, text, answer in kept:
+        asked = [say.words(text)]
+        shown = [] if messages else [say.image(scene.image)]
+        messages += say.turn([*shown, *asked], [say.words(answer)])
     return say.document(name, task, NAME, messages)
 
 
-def _questions(task: str, scene: Scene) -> list[tuple[str, str]]:
-    """(what is asked of, answer) pairs, one a thing: the picture is shown once for all."""
-    names = list(dict.fromkeys(thing.name for thing in scene.things))
-    alone = [t for t in scene.things if sum(o.name == t.name for o in scene.things) == 1]
-    if task == "scene_caption":
-        return [("", scene.caption)]
-    if task == "scene_count":
-        numbers = {n: sum(t.name == n for t in scene.things) for n in names}
-        return [(plural(name), NUMBERS[count]) for name, count in numbers.items()]
-    if task == "scene_color":
-        known = [(t.name, t.color) for t in scene.things if t.color]
-        return [*known, ("background", scene.background)]
-    if task == "scene_where":
-        return [(t.name, t.place) for t in alone]
-    return [(t.name, t.corners) for t in alone]
-
-
-# In turn, so that every task has the same number of documents.
-_TASKS: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("scene_caption", (counted, related, single, shaped)),
+# In turn, so that the first N documents have the tasks in the same proportions for any N.
+_TASKS: tuple[tuple[str, tuple[Maker, ...]], ...] = (
+    ("scene_box", (single, single, related)),
     ("scene_count", (counted,)),
-    ("scene_color", (shaped, shaped, single)),
-    ("scene_where", (single, related)),
-    ("scene_box", (single, related)),
+    ("scene_relation", (related, related, shaped)),
+    ("scene_color", (shaped, colored, colored, single)),
+    ("scene_caption", (counted, related, single, shaped)),
+    ("scene_box", (single, single, related)),
+    ("scene_relation", (related, related, shaped)),
+    ("scene_count", (counted,)),
+    ("scene_where", (single, related, shaped)),
+    ("scene_color", (shaped, colored, colored, single)),
     ("draw", (counted, related, single, shaped)),
+    ("scene_box", (single, single, related)),
 )
 
 
@@ -254,81 +255,29 @@ def _kinds(rng: random.Random, pool: list[Item], number: int) -> list[Item]:
     return chosen
 
 
-def _background(rng: random.Random) -> tuple[Image.Image, str, str]:
-    """A canvas, its color and the words for it. Graded ones go from the color to a paler one."""
-    name = rng.choice(list(COLORS))
-    color = np.array(COLORS[name], np.float32)
-    if rng.random() < 0.4:
-        paler = color + (255 - color) * 0.45
-        ramp = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None, None]
-        rows = color * (1 - ramp) + paler * ramp
-        pixels = np.broadcast_to(rows, (SIZE, SIZE, 3)).astype(np.uint8)
-        graded = Image.fromarray(np.ascontiguousarray(pixels))
-        return graded, name, f"on {with_article(name)} background"
-    fill = (int(color[0]), int(color[1]), int(color[2]))
-    return Image.new("RGB", (SIZE, SIZE), fill), name, f"on {with_article(name)} background"
+def _size(rng: random.Random) -> float:
+    return rng.uniform(0.85, 1.0)
 
 
-@lru_cache(maxsize=4096)
-def _thumbnail(key: str, data: bytes) -> Image.Image:
-    """A cut-out with its transparent margin off, its longer side 96 pixels, RGBA."""
-    try:
-        whole = Image.fromarray(media.read_cutout(data))
-    except media.MediaError as error:
-        raise media.MediaError(f"{key}: {error}") from error
-    box = whole.getchannel("A").point(lambda v: 255 if v > 16 else 0).getbbox()
-    cut = whole.crop(box) if box else whole
-    scale = 96 / max(cut.size)
-    size = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
-    return cut.resize(size, Image.Resampling.LANCZOS)
+def _middle(cell: tuple[int, int]) -> tuple[float, float]:
+    return (cell[0] + 0.5) * SIZE / 3, (cell[1] + 0.5) * SIZE / 3
 
 
-def _paste(
+def _in_cell(
     canvas: Image.Image, item: Item, cell: tuple[int, int], side: int, rng: random.Random
 ) -> Thing:
-    """Paste a cut-out, its longer side about `side` pixels, in or near a cell of the 3×3 grid."""
-    cut = _thumbnail(item.key, item.image or b"")
-    scale = side * rng.uniform(0.88, 1.0) / max(cut.size)
-    size = (max(4, round(cut.width * scale)), max(4, round(cut.height * scale)))
-    box = _cell_box(cell, size, rng)
-    small = cut.resize(size, Image.Resampling.BICUBIC)
-    canvas.paste(small, box[:2], small)
-    return Thing(item.text, box)
+    """Paste a cut-out in a cell of the 3×3 grid, a little shifted where there is room."""
+    size = paper.scaled(paper.cut(item).size, side)
+    x, y = (max(0.0, SIZE / 3 - length) / 2 for length in size)
+    corner = paper.corner_near(_middle(cell), size, rng, min(x, y))
+    return paper.paste(canvas, item, corner, side)
 
 
-def _cell_box(
-    cell: tuple[int, int], size: tuple[int, int], rng: random.Random
-) -> tuple[int, int, int, int]:
-    """A box of `size` (width, height) about a cell's middle, a little shifted, inside the frame."""
-    corner = []
-    for index, length in zip(cell, size, strict=True):
-        middle = (index + 0.5) * SIZE / 3
-        slack = max(0.0, SIZE / 3 - length) / 2
-        start = middle - length / 2 + rng.uniform(-slack, slack)
-        corner.append(round(min(max(1.0, start), SIZE - 1.0 - length)))
-    x, y = corner
-    return x, y, x + size[0], y + size[1]
-
-
-def _shape(
-    draw: ImageDraw.ImageDraw,
-    name: str,
-    box: tuple[int, int, int, int],
-    color: tuple[int, int, int],
-) -> None:
-    x0, y0, x1, y1 = box
-    mx, my = (x0 + x1) // 2, (y0 + y1) // 2
-    if name == "circle":
-        draw.ellipse((x0, y0, x1 - 1, y1 - 1), fill=color)
-    elif name == "square":
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=color)
-    elif name == "triangle":
-        draw.polygon(((mx, y0), (x1 - 1, y1 - 1), (x0, y1 - 1)), fill=color)
-    elif name == "diamond":
-        draw.polygon(((mx, y0), (x1 - 1, my), (mx, y1 - 1), (x0, my)), fill=color)
-    else:
-        draw.rectangle((x0, my - 5, x1 - 1, my + 5), fill=color)
-
-
-def _pixels(canvas: Image.Image) -> NDArray[np.uint8]:
-    return np.asarray(canvas, dtype=np.uint8).copy()
+def _alone(
+    canvas: Image.Image, item: Item, side: int, color: str, words: str, rng: random.Random
+) -> Scene:
+    """One thing at a random place of the canvas."""
+    size = paper.scaled(paper.cut(item).size, side)
+    corner = (rng.randint(1, SIZE - 1 - size[0]), rng.randint(1, SIZE - 1 - size[1]))
+    thing = paper.paste(canvas, item, corner, side)
+    return Scene(paper.pixels(canvas), f"{item.text} {words}", color, (thing,))

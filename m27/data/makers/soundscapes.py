@@ -21,12 +21,7 @@ from m27.data.sources.base import Document, Side
 from m27.data.sources.clips import RATE, Samples, level, loudest, on_side
 
 NAME = "soundscapes"
-COUNTS: dict[Side, int] = {"train": 600, "test": 60}
-PHRASINGS = (
-    "What happens in this recording?",
-    "Describe what you hear, in order.",
-    "Which sounds follow each other?",
-)
+COUNTS: dict[Side, int] = {"train": 4000, "test": 400}
 SECONDS = 0.9
 _GAP = 0.1
 _SING = {"choir": "sings", "bells": "ring", "timpani": "roll"}
@@ -77,7 +72,7 @@ def at_once(parts: list[Samples]) -> Samples:
 
 
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
-    """`soundscape` and `sound_for_text` of 600 (test: 60) scenes, every other one each.
+    """`soundscape` and `sound_for_text` of 4,000 (test: 400) scenes, every other one each.
 
     Kinds are drawn first, then a sound of the kind, so that many notes do not drown few barks;
     half of the sounds are environmental. `COUNTS` are documents.
@@ -106,8 +101,7 @@ def documents(split: Side, seed: int = 0) -> Iterator[Document]:
             task, turns = "sound_for_text", say.turn([request], [say.sound(audio)])
         else:
             told = joint.join(event.clause for event in chosen)
-            question = PHRASINGS[0] if rng is None else rng.choice(PHRASINGS)
-            heard = [say.sound(audio), say.words(question)]
+            heard = [say.sound(audio), say.words(ask("soundscape", rng))]
             task, turns = "soundscape", say.turn(heard, [say.words(told)])
         yield say.document(f"{split}/{number}", task, NAME, turns)
 

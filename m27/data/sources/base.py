@@ -51,7 +51,12 @@ class Item:
 
     @property
     def content_hash(self) -> str:
-        """Hash of the media bytes; of the text where there is no medium."""
+        """Hash of the media bytes; of the text where there is no medium.
+
+        A picture rendered from a drawing brings the drawing's own, `meta["content_hash"]`.
+        """
+        if "content_hash" in self.meta:
+            return str(self.meta["content_hash"])
         if self.image is not None:
             return holdout.content_hash(self.image)
         if self.audio is not None:

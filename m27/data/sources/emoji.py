@@ -72,6 +72,8 @@ def names() -> dict[str, dict[str, Any]]:
             continue
         found[_plain_code(row["hexcode"])] = {
             "name": _name(row["label"]),
+            "label": row["label"],
+            "hexcode": row["hexcode"],
             "tags": row.get("tags", []),
             "group": group,
         }

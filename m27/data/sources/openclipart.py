@@ -43,12 +43,17 @@ _JUNK = re.compile(
 )
 
 
-def items() -> Iterator[Item]:
-    """Every public-domain PNG; text is its cleaned title or "", `meta` has folder and keywords."""
+def items(folders: tuple[str, ...] = ()) -> Iterator[Item]:
+    """Every public-domain PNG; text is its cleaned title or "", `meta` has folder and keywords.
+
+    folders: only the pictures below these, all by default.
+    """
     folder = registry.fetch("openclipart-png") / "usr/share/openclipart/png"
     if not folder.is_dir():
         raise SourceError(f"{folder}: missing in the package openclipart-png")
     for name, entry in index().items():
+        if folders and name.split("/", 1)[0] not in folders:
+            continue
         meta = {"alpha": True, "folder": name.rsplit("/", 1)[0], "keywords": entry["keywords"]}
         image = (folder / f"{name}.png").read_bytes()
         yield Item(f"{NAME}/{name}", entry["concept"], entry["title"], image, meta=meta)
