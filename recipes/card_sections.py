@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table; columns after the first are set to the right where they hold figures."""
-    body = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    body = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
     right = [
         n > 0 and all(line[n][:1] in "0123456789–-+<" for line in body) for n in range(len(heads))
     ]
