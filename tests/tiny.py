@@ -35,6 +35,7 @@ class TinyImageCodec:
     """A code is the mean brightness of 16 x 16 pixels, in sixteen steps."""
 
     stride, levels, codebook_size, revision = 16, IMAGE_LEVELS, 16, "0123456789ab"
+    codes_revision = "0123456789ab"
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> "TinyImageCodec":
@@ -53,6 +54,7 @@ class TinyAudioCodec:
     """A code is the mean of 400 samples, in eight steps; its stream holds nothing back."""
 
     sample_rate, hop, levels, codebook_size, revision = 16_000, HOP, AUDIO_LEVELS, 8, "ba9876543210"
+    codes_revision = "ba9876543210"
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> "TinyAudioCodec":

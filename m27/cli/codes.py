@@ -39,7 +39,7 @@ def encode(
         pixels_B3HW = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255.0
         codes_hw = image_codec.encode(pixels_B3HW)[0]
         result: dict[str, Any] = {"medium": "image", "codes": codes_hw.tolist()}
-        result |= {"grid": list(codes_hw.shape), "codec": image_codec.revision}
+        result |= {"grid": list(codes_hw.shape), "codec": image_codec.codes_revision}
     else:
         samples_T = media.read_audio(file)
         import torch
@@ -50,7 +50,7 @@ def encode(
         codes_N = audio_codec.encode(torch.from_numpy(samples_T)[None])[0]
         seconds = round(len(samples_T) / media.SAMPLE_RATE, 3)
         result = {"medium": "audio", "codes": codes_N.tolist()}
-        result |= {"seconds": seconds, "codec": audio_codec.revision}
+        result |= {"seconds": seconds, "codec": audio_codec.codes_revision}
     print(json.dumps(result))
 
 
@@ -75,7 +75,7 @@ def decode(
 
         image_codec = ImageCodec.load(model)
         codes_hw = checked(codes, record, math.prod(image_codec.levels), 2)
-        _warn(codes, revision, image_codec.revision)
+        _warn(codes, revision, image_codec.codes_revision)
         pixels_3HW = image_codec.decode(codes_hw[None])[0]
         rgb = (pixels_3HW.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
         media.write_png(out, rgb.numpy())
@@ -84,7 +84,7 @@ def decode(
 
         audio_codec = AudioCodec.load(model)
         codes_N = checked(codes, record, math.prod(audio_codec.levels), 1)
-        _warn(codes, revision, audio_codec.revision)
+        _warn(codes, revision, audio_codec.codes_revision)
         media.write_wav(out, audio_codec.decode(codes_N[None])[0].numpy())
 
 

@@ -125,6 +125,18 @@ class ImageCodec(nn.Module):
         """Number of codes."""
         return self.fsq.size
 
+    @property
+    def codes_revision(self) -> str:
+        """12 hex digits that change when anything that determines codes does, as shipped; the
+        decoder does not."""
+        state = {
+            name: value
+            for name, value in self.state_dict().items()
+            if value.is_floating_point() and not name.startswith("decoder.")
+        }
+        state["levels"] = torch.tensor(self.levels, dtype=torch.float32)
+        return packing.revision(packing.pack(state))
+
     def quantize(
         self, pixels_B3HW: Tensor, noise: float = 0.0
     ) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from m27.codec.media import MediaError
 from m27.data.progress import Progress
+from m27.language.codecs import AudioCodec, ImageCodec
 from m27.language.processor import Processor
 from m27.language.template import MessageError
 
@@ -118,9 +119,14 @@ def revisions(processor: Processor) -> dict[str, Any]:
         },
         "vocabulary_hash": hashlib.sha256(spelled).hexdigest()[:12],
         "unconditional": processor.unconditional(),
-        "image_codec": str(getattr(processor.image_codec, "revision", "none")),
-        "audio_codec": str(getattr(processor.audio_codec, "revision", "none")),
+        "image_codec": _codes_of(processor.image_codec),
+        "audio_codec": _codes_of(processor.audio_codec),
     }  # fmt: skip
+
+
+def _codes_of(codec: ImageCodec | AudioCodec | None) -> str:
+    """What a codec's codes are told apart by; a decoder that changes leaves them as they are."""
+    return "none" if codec is None else codec.codes_revision
 
 
 def is_current(folder: str | Path, processor: Processor) -> bool:

@@ -37,6 +37,10 @@ class ImageCodec(Protocol):
 
     levels: tuple[int, ...]
 
+    @property
+    def codes_revision(self) -> str:
+        """Changes when the codes of some medium may; not when decoding alone does."""
+
     def encode(self, pixels_B3HW: Tensor, /) -> Tensor:
         """Pixels 0..1 → codes [B, h, w]."""
 
@@ -48,6 +52,10 @@ class AudioCodec(Protocol):
     """What is used of an audio codec; `m27.codec.audio.AudioCodec` is one."""
 
     levels: tuple[int, ...]
+
+    @property
+    def codes_revision(self) -> str:
+        """Changes when the codes of some medium may; not when decoding alone does."""
 
     def encode(self, wave_BT: Tensor, /) -> Tensor:
         """Samples -1..1 at 16 kHz → codes [B, N]."""

@@ -78,6 +78,23 @@ def test_saved_and_loaded(codec: ImageCodec, tmp_path: Path) -> None:
         ImageCodec.load(tmp_path / "nowhere")
 
 
+def test_codes_are_told_apart_by_what_makes_them_not_by_the_decoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    codec = ImageCodec()
+    codec.save(tmp_path)
+    before = codec.codes_revision
+    assert ImageCodec.load(tmp_path).codes_revision == before  # rounding once is rounding
+    with torch.no_grad():
+        codec.decoder.out.bias += 1
+    whole = codec.revision
+    codec.save(tmp_path)
+    assert codec.codes_revision == before and codec.revision != whole
+    with torch.no_grad():
+        codec.neck.out.bias += 1
+    assert codec.codes_revision != before
+    assert ImageCodec((4, 4)).codes_revision != before
+
+
 def test_a_file_that_is_not_a_whole_codec_is_named(codec: ImageCodec, tmp_path: Path) -> None:
     whole, about = packing.read(codec.save(tmp_path))
     few = {name: tensor for name, tensor in whole.items() if not name.startswith("neck.out.")}
