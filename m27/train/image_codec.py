@@ -1,19 +1,15 @@
 """Training of the image codec: reconstruct, and stay predictable of what a picture means.
 
-Three kinds of supervision act on the quantised vectors: pixels (with the frozen trunk's early
-maps as a cheap perceptual loss), the ImageNet teacher's late features, and the captions
-(contrastive, against a bag of words). The semantic heads see one code at a time and average: what
-a code means must be in the code itself, since the language model will read it through a small map
-of exactly that code.
+Four kinds of supervision act on the quantised vectors: pixels and the colours of patches (with the
+frozen trunk's early maps as a cheap perceptual loss), the ImageNet teacher's late features, the
+captions (contrastive, against a bag of words), and the colour that each single code stands for.
 
-Shape suffixes: B batch, C channels, H/W pixels, h/w code grid, D latent dimensions, E joint space.
+Shape suffixes: B batch, C channels, H/W pixels, h/w code grid, D latent dimensions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,130 +18,56 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from m27.codec.image import LEVELS, ImageCodec
-from m27.codec.trunk import POOLED, SCALES
+from m27.train.image_data import Pictures, draw_batch
+from m27.train.image_losses import (
+    Heads,
+    colour_loss,
+    correlation_loss,
+    feature_loss,
+    pixel_loss,
+)
 
-BUCKETS = 8192  # of the hashed bag of words
+
+def narrow_is_fast(device: torch.device) -> bool:
+    """Whether bfloat16 saves time on a device. A processor without such instructions emulates
+    them, a hundred times slower than float32."""
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return device.type == "cuda"
 
 
 @dataclass(frozen=True)
 class ImageCodecOptions:
-    """What a run is made of. A run ends at ``steps`` or after ``minutes``, whichever is first."""
+    """What a run is made of. A run ends at ``steps``, after ``minutes`` of work, or when the clock
+    shows ``until`` (seconds since 1970), whichever is first; 0 is no limit.
+
+    Heads warm up over ``warmup`` steps, the codec itself over ``codec_warmup``: a run that begins
+    from a trained codec must not be torn by heads that know nothing yet.
+    """
 
     steps: int = 20_000
-    minutes: float = 0.0  # 0: no limit
+    minutes: float = 0.0
+    until: float = 0.0
     batch: int = 32
     lr: float = 1.5e-3
     warmup: int = 100
+    codec_warmup: int = 100
     weight_decay: float = 0.01
     size: int = 128
-    perceptual: float = 0.15
+    pixel: float = 3.5
+    colour: float = 2.0
+    code_colour: float = 0.5
+    perceptual: float = 0.25
     teacher: float = 1.0
     captions: float = 0.2
     apart: float = 0.05
     seed: int = 0
     checkpoint_minutes: float = 3.0
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A group of training pictures of one kind: uint8 ``[N, S, S, 3]``, a caption each, a
-    sampling weight."""
-
-    kind: str
-    pixels: NDArray[np.uint8]
-    captions: Sequence[str]
-    weight: float
-
-
-class Heads(nn.Module):
-    """The heads that only training needs: teacher features and captions from single codes."""
-
-    def __init__(self, dim: int, wide: int = 512, joint: int = 256) -> None:
-        super().__init__()
-        self.code = nn.Sequential(nn.Linear(dim, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU())
-        self.local = nn.Linear(wide, SCALES[3])
-        self.pooled = nn.Linear(wide, POOLED)
-        self.caption = nn.Linear(wide, joint)
-        self.words = nn.EmbeddingBag(BUCKETS, joint, mode="mean")
-        self.scale = nn.Parameter(torch.tensor(2.5))
-
-    def losses(
-        self, q_BDhw: Tensor, last_BChw: Tensor, pooled_BC: Tensor, captions: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        """(teacher loss, caption loss), both scalars, of the quantised vectors.
-
-        ``last_BChw`` is the teacher's map at stride 32, ``pooled_BC`` its pooled features.
-        """
-        f_BNE = self.code(q_BDhw.flatten(2).transpose(1, 2))
-        grid = q_BDhw.shape[-2:]
-        up = F.interpolate(last_BChw, size=grid, mode="bilinear", align_corners=False)
-        target = up.flatten(2).transpose(1, 2).float()
-        local = 1 - F.cosine_similarity(self.local(f_BNE).float(), target, dim=-1).mean()
-        mean_BE = f_BNE.mean(1)
-        pooled = (
-            1 - F.cosine_similarity(self.pooled(mean_BE).float(), pooled_BC.float(), dim=-1).mean()
-        )
-        ids, offsets, hashes = _bags(captions, q_BDhw.device)
-        text = F.normalize(self.words(ids, offsets).float(), dim=-1)
-        image = F.normalize(self.caption(mean_BE).float(), dim=-1)
-        logits = image @ text.T * self.scale.clamp(max=4.6).exp()
-        # Pictures that share a caption are no negatives of one another.
-        same = hashes[:, None] == hashes[None, :]
-        eye = torch.eye(len(captions), dtype=torch.bool, device=same.device)
-        logits = logits.masked_fill(same & ~eye, float("-inf"))
-        labels = torch.arange(len(captions), device=logits.device)
-        contrast = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-        return local + pooled, contrast
-
-
-def _bags(captions: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    ids: list[int] = []
-    offsets: list[int] = []
-    hashes: list[int] = []
-    for caption in captions:
-        words = re.findall(r"[a-z0-9]+", caption.lower()) or [""]
-        offsets.append(len(ids))
-        codes = [
-            int(hashlib.md5(w.encode(), usedforsecurity=False).hexdigest()[:12], 16) for w in words
-        ]
-        ids += [c % BUCKETS for c in codes]
-        hashes.append(sum(codes) % (1 << 62))
-    return tuple(torch.tensor(v, device=device) for v in (ids, offsets, hashes))  # type: ignore[return-value]
-
-
-def draw_batch(
-    groups: Sequence[Pictures], options: ImageCodecOptions, step: int
-) -> tuple[Tensor, list[str]]:
-    """The batch of a step: pixels ``[B, 3, S, S]`` in 0..1 and captions. A function of (seed,
-    step) alone.
-
-    Half of the pictures are mirrored; a quarter are zoomed into by up to 1.5.
-    """
-    rng = np.random.default_rng([options.seed, step])
-    weights = np.array([g.weight for g in groups])
-    pixels, captions, size = [], [], options.size
-    for g in rng.choice(len(groups), options.batch, p=weights / weights.sum()):
-        group = groups[g]
-        i = int(rng.integers(len(group.pixels)))
-        x = torch.from_numpy(group.pixels[i]).permute(2, 0, 1)[None].float() / 255
-        if rng.random() < 0.5:
-            x = x.flip(-1)
-        if rng.random() < 0.25:
-            side = int(x.shape[-1] / rng.uniform(1.0, 1.5))
-            top, left = rng.integers(0, x.shape[-1] - side + 1, 2)
-            x = x[..., top : top + side, left : left + side]
-        if x.shape[-1] != size:
-            x = F.interpolate(x, (size, size), mode="bicubic", align_corners=False).clamp(0, 1)
-        pixels.append(x)
-        captions.append(group.captions[i])
-    return torch.cat(pixels), captions
 
 
 class ImageCodecTrainer:
@@ -162,50 +84,57 @@ class ImageCodecTrainer:
         self.codec.trunk.requires_grad_(False)
         self.heads = Heads(self.codec.fsq.dim)
         self.codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.narrow = narrow_is_fast(torch.device("cpu"))
         self.parameters = {
             n: p
             for module, name in ((self.codec, "codec"), (self.heads, "heads"))
             for n, p in ((f"{name}.{k}", v) for k, v in module.named_parameters())
             if p.requires_grad
         }
+        of_codec = [p for n, p in self.parameters.items() if n.startswith("codec.")]
+        of_heads = [p for n, p in self.parameters.items() if n.startswith("heads.")]
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
+            [
+                {"params": of_codec, "warmup": options.codec_warmup},
+                {"params": of_heads, "warmup": options.warmup},
+            ],
             lr=options.lr,
             betas=(0.9, 0.95),
             weight_decay=options.weight_decay,
         )
         self.step, self.seconds = 0, 0.0
+        self.begun = time.time()
+
+    def begin_from(self, path: Path) -> None:
+        """Take trunk, neck and decoder of a codec that was saved; heads and optimiser stay new."""
+        self.codec.load_state_dict(ImageCodec.load(path).state_dict())
 
     def progress(self) -> float:
-        """Share of the run that is over, 0..1, by steps or by minutes, whichever is further."""
+        """Share of the run that is over, 0..1, by steps, minutes or the clock, whichever is
+        furthest."""
         options = self.options
         by_time = self.seconds / 60 / options.minutes if options.minutes else 0.0
-        return min(max(self.step / options.steps, by_time), 1.0)
+        by_clock = (time.time() - self.begun) / (options.until - self.begun) if options.until else 0
+        return min(max(self.step / options.steps, by_time, by_clock), 1.0)
 
     def losses(self, pixels: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         """Scalar losses of one batch, by name; "total" is what is minimised."""
         options = self.options
         x = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.narrow):
             q, codes, maps = self.codec.quantize(x)
             y = self.codec.decoder(q)
             near = self.codec.trunk(y, 5)
             with torch.no_grad():
                 pooled = self.codec.trunk.pooled(maps[3])
-            teacher, contrast = self.heads.losses(q, maps[3], pooled, captions)
+            teacher, contrast, code_colour = self.heads.losses(q, x, maps[3], pooled, captions)
         y = y.float()
-        pixel = (y - x).abs().mean() + ((y - x) ** 2).mean() * 2
-        feature = sum(
-            ((a.float() - b.float()).abs().mean() / b.float().abs().mean().clamp_min(1e-3))
-            for a, b in zip(near, maps, strict=False)
-        )
-        # Dimensions that say the same thing waste codes: off-diagonal correlation is a loss.
-        flat = q.permute(0, 2, 3, 1).reshape(-1, q.shape[1]).float()
-        flat = (flat - flat.mean(0)) / flat.std(0).clamp_min(1e-3)
-        correlation = flat.T @ flat / flat.shape[0] - torch.eye(q.shape[1], device=q.device)
-        apart = (correlation**2).sum() / q.shape[1]
+        pixel, colour = pixel_loss(y, x), colour_loss(y, x)
+        feature, apart = feature_loss(near, maps), correlation_loss(q)
         total = (
-            pixel
+            options.pixel * pixel
+            + options.colour * colour
+            + options.code_colour * code_colour
             + options.apart * apart
             + options.perceptual * feature
             + options.teacher * teacher
@@ -215,7 +144,9 @@ class ImageCodecTrainer:
         return {
             "total": total,
             "pixel": pixel,
-            "feature": torch.as_tensor(feature),
+            "colour": colour,
+            "code_colour": code_colour,
+            "feature": feature,
             "teacher": teacher,
             "captions": contrast,
             "apart": apart,
@@ -225,12 +156,11 @@ class ImageCodecTrainer:
     def train_step(self, groups: Sequence[Pictures]) -> dict[str, float]:
         """Draw the next batch, take one step, return the losses."""
         begun = time.perf_counter()
-        pixels, captions = draw_batch(groups, self.options, self.step)
-        done = self.progress()
-        lr = self.options.lr * min(1.0, (self.step + 1) / self.options.warmup)
-        lr *= 0.5 * (1 + np.cos(np.pi * done)) * 0.98 + 0.02
+        options = self.options
+        pixels, captions = draw_batch(groups, options.batch, options.size, options.seed, self.step)
+        lr = options.lr * (0.5 * (1 + np.cos(np.pi * self.progress())) * 0.98 + 0.02)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * min(1.0, (self.step + 1) / group["warmup"])
         losses = self.losses(pixels, captions)
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
@@ -249,7 +179,12 @@ class ImageCodecTrainer:
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"o.{key}.{name}"] = torch.as_tensor(value)
-        meta = {"step": self.step, "seconds": self.seconds, "options": asdict(self.options)}
+        meta = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "begun": self.begun,
+            "options": asdict(self.options),
+        }
         temporary = self.folder / "state.tmp"
         save_file(
             {k: v.contiguous() for k, v in tensors.items()},
@@ -276,6 +211,7 @@ class ImageCodecTrainer:
             if state:
                 self.optimizer.state[parameter] = state
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+        self.begun = float(meta["begun"])
         return True
 
     def run(self, groups: Sequence[Pictures], log_every: int = 25) -> None:

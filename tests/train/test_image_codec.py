@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from m27.train.image_codec import ImageCodecOptions, ImageCodecTrainer, Pictures, draw_batch
+from m27.train.image_codec import ImageCodecOptions, ImageCodecTrainer
+from m27.train.image_data import Pictures, draw_batch
 from m27.train.image_report import probe, psnr, ssim, use
 
 OPTIONS = ImageCodecOptions(steps=4, batch=4, size=32, warmup=1)
@@ -26,12 +27,12 @@ def groups() -> list[Pictures]:
 
 
 def test_a_batch_depends_on_the_step_alone(groups: list[Pictures]) -> None:
-    a, captions = draw_batch(groups, OPTIONS, 3)
-    b, again = draw_batch(groups, OPTIONS, 3)
+    a, captions = draw_batch(groups, 4, 32, 0, 3)
+    b, again = draw_batch(groups, 4, 32, 0, 3)
     assert torch.equal(a, b)
     assert captions == again
     assert a.shape == (4, 3, 32, 32)
-    assert not torch.equal(a, draw_batch(groups, OPTIONS, 4)[0])
+    assert not torch.equal(a, draw_batch(groups, 4, 32, 0, 4)[0])
 
 
 def test_resumed_equals_uninterrupted(groups: list[Pictures], tmp_path: Path) -> None:
