@@ -7,6 +7,7 @@ after some minutes and go on in another call. It does not know what the ids mean
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -77,6 +78,8 @@ class Trainer:
         self.device = rows.table_VD.device
         runtime.seed_everything(config.seed)
         full = config.body == "full"
+        # Before any weight is taken up: what text is held to is the base as it was published.
+        self._base = copy.deepcopy(decoder) if full and config.data.kl_tasks else None
         decoder.recompute = config.recompute
         lora = replace(config.lora, targets=()) if full else config.lora
         self.decoder, self.adapters = decoder, Adapters(decoder, lora, config.seed)
@@ -122,7 +125,7 @@ class Trainer:
             config = self.config
             self._way = choose(
                 config.path, self.decoder, self.adapters, self.rows, self.rows.table_VD.dtype,
-                config.compile, full=config.body == "full", teach=bool(config.data.kl_tasks),
+                config.compile, full=config.body == "full", base=self._base,
             )  # fmt: skip
         return self._way
 

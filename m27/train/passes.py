@@ -9,7 +9,6 @@ Shapes: B rows, T tokens, N = B*T, M targets, D width, n tokens that the base is
 
 from __future__ import annotations
 
-import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,7 +85,7 @@ class PlainPass:
     """The decoder itself under autograd: with the adapters attached, or `full`, every weight trained.
 
     Trained weights stay float32 and products run in `dtype`; a frozen body is kept in `dtype`. With `full`
-    a frozen copy answers for the base, made when `teach` is set.
+    another decoder, `base`, answers for the base.
     """
 
     def __init__(
@@ -96,13 +95,11 @@ class PlainPass:
         rows: Rows,
         dtype: torch.dtype,
         full: bool = False,
-        teach: bool = False,
+        base: Decoder | None = None,
     ) -> None:
         self.rows, self.dtype, self.full = rows, dtype, full
-        self.base: Decoder | None = None
+        self.base = None if base is None else base.to(dtype).requires_grad_(False)
         if full:
-            if teach:
-                self.base = copy.deepcopy(decoder).to(dtype).requires_grad_(False)
             self.decoder = decoder
         else:
             self.decoder = decoder.to(dtype).requires_grad_(False)
@@ -139,7 +136,7 @@ class PlainPass:
     def _base(self, teacher: Teacher) -> Tensor:
         decoder = self.base if self.full else self.decoder
         if decoder is None:
-            raise RuntimeError("the base is asked, but no copy of it was kept")
+            raise RuntimeError("the base is asked, but none was given")
         x_1nD = self.rows.embed(teacher.ids_n)[None].to(self.dtype)
         with self.adapters.off():
             h_1nD = decoder.hidden(x_1nD, teacher.positions_n[None], teacher.documents_1n)
@@ -178,7 +175,7 @@ def choose(
     compile: bool,
     *,
     full: bool = False,
-    teach: bool = False,
+    base: Decoder | None = None,
 ) -> Pass:
     """The pass that `path` ("auto", "fused", "plain") names.
 
@@ -190,4 +187,4 @@ def choose(
     fits = decoder.config.family == "llama" and rows.table_VD.device.type == "cpu" and not full
     if path == "fused" or (path == "auto" and fits):
         return FusedPass(decoder, adapters, rows, dtype, compile)
-    return PlainPass(decoder, adapters, rows, dtype, full, teach)
+    return PlainPass(decoder, adapters, rows, dtype, full, base)

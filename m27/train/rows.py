@@ -81,8 +81,9 @@ class Rows:
     @torch.no_grad()
     def add_input_gradient(self, ids_N: Tensor, g_ND: Tensor) -> None:
         """Add the gradient of the inputs to the rows they were read from; text rows take none."""
-        at = (ids_N >= self.first).nonzero().flatten()
-        self.grad_VD.index_add_(0, ids_N[at] - self.first, g_ND[at])
+        # Without asking which ids are trained, so that nothing waits for the device: zeros go anywhere.
+        at = torch.remainder(ids_N - self.first, len(self.grad_VD))
+        self.grad_VD.index_add_(0, at, torch.where((ids_N >= self.first)[:, None], g_ND, 0.0))
 
     def backward(self) -> None:
         """Send the gathered gradient through the maps to the parameters."""

@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 
-from m27.model.attention import Cache, CacheError, packed_layout, restarting_positions, runs
+from m27.model.attention import (
+    Cache,
+    CacheError,
+    document_edges,
+    packed_layout,
+    restarting_positions,
+    runs,
+)
 from m27.model.decoder import Decoder
 from tests.model.conftest import TINY, random_decoder
 
@@ -43,6 +50,32 @@ def test_spans_equal_the_mask(tiny, monkeypatch):
 
     monkeypatch.setattr("m27.model.decoder.packed_layout", masked)
     torch.testing.assert_close(tiny(tokens, documents_BT=documents), walked, **CLOSE)
+
+
+def by_document(q, k, v, edges, longest):
+    """Stands for the GPU's kernel: the same attention, document by document."""
+    assert int(edges.diff().max()) == longest
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(x[a:b].transpose(0, 1) for x in (q, k, v)), is_causal=True
+        ).transpose(0, 1)
+        for a, b in itertools.pairwise(edges.tolist())
+    ]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def test_edges_equal_spans(model, monkeypatch):
+    """What a GPU's kernel for ragged rows is given describes the same documents."""
+    documents = torch.tensor([[4, 4, 4, 2, 2, 7, 7, 7], [7, 1, 1, 1, 1, 1, -1, -1]])
+    tokens = ids(2, 8)
+    walked = model(tokens, documents_BT=documents)
+    edges, longest = document_edges(documents)
+    assert edges.tolist() == [0, 3, 5, 8, 9, 14, 16]
+    monkeypatch.setattr("m27.model.attention.attend_packed", by_document)
+    layout = type(packed_layout(None))(causal=False, edges=edges, longest=longest)
+    monkeypatch.setattr("m27.model.decoder.packed_layout", lambda documents, device: layout)
+    torch.testing.assert_close(model(tokens, documents_BT=documents), walked, **CLOSE)
 
 
 def test_no_gradient_crosses_a_document(tiny):

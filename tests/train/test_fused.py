@@ -71,6 +71,24 @@ def test_merge_takes_up_changed_adapters_and_leaves_the_base():
     torch.testing.assert_close(linear.weight, before + adapters.scale * b @ a)
 
 
+def test_the_base_states_are_those_without_adapters():
+    decoder, docs = fixtures.decoder(), documents()
+    adapters = Adapters(decoder, LoraConfig(rank=4))
+    fused = Fused(decoder, adapters, torch.float32)
+    for parameter in adapters.parameters().values():
+        torch.nn.init.normal_(parameter)
+    fused.merge()
+    config = decoder.config
+    plan = attention.layout(
+        docs, config.n_kv_heads, config.n_heads // config.n_kv_heads, torch.float32
+    )
+    x = torch.randn(*docs.shape, config.dim)
+    got = fused.base_states(x.flatten(0, 1), restarting_positions(docs).flatten(), plan)
+    want = decoder.hidden(x, documents_BT=docs)
+    real = docs >= 0
+    torch.testing.assert_close(got.view_as(want)[real], want[real], rtol=1e-4, atol=1e-4)
+
+
 def test_attention_in_groups_equals_one_masked_row():
     docs = documents()
     kv, group, width = 2, 2, 16
