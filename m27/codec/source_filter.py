@@ -79,7 +79,8 @@ def pulses(pitch_BF: Tensor, start_B: Tensor, phase_B: Tensor) -> Tensor:
     slope = (pitch_BF[..., None].double() - first) / FRAME
     step = torch.arange(1, FRAME + 1, dtype=torch.float64, device=pitch_BF.device)
     turns = begins + (first * step + slope * step.square() / 2) / RATE
-    angle = ((turns % 1.0) * (2 * math.pi)).float()
+    # Centred on 0, where single precision is finest: the kernel is a quotient of small numbers there.
+    angle = ((turns - turns.round()) * (2 * math.pi)).float()
     count = (7900 / (first + slope * FRAME / 2)).floor().clamp_min(1).float()
     half = torch.sin(angle / 2)
     near = half.abs() < 1e-4

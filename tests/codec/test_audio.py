@@ -147,6 +147,19 @@ def test_revision_follows_the_weights(codec: AudioCodec) -> None:
     assert before != after
 
 
+def test_codes_revision_follows_what_determines_codes_alone(codec: AudioCodec) -> None:
+    before, whole = codec.codes_revision, codec.revision
+    changed: dict[str, tuple[bool, bool]] = {}
+    for name in ("encoder.out.bias", "ear.conv1.bias", "decoder.norm.bias", "encoder.mean"):
+        tensor = codec.state_dict()[name]
+        tensor += 1
+        changed[name] = (codec.codes_revision != before, codec.revision != whole)
+        tensor -= 1
+    assert len(before) == 12 and codec.codes_revision == before
+    assert changed.pop("decoder.norm.bias") == (False, True)
+    assert set(changed.values()) == {(True, True)}
+
+
 def test_load_names_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CodecError, match=r"audio_codec\.safetensors"):
         AudioCodec.load(tmp_path)

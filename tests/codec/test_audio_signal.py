@@ -95,6 +95,18 @@ def test_pulses_have_unit_power_and_the_right_pitch() -> None:
     assert float(spectrum[7_950:].max()) < 0.02 * float(spectrum[160])
 
 
+def test_pulses_are_the_sum_of_their_harmonics_also_just_before_a_period() -> None:
+    pitch = torch.full((7, 4), 160.0)
+    phase = -torch.tensor([0.0, 1e-5, 3.5e-5, 4e-5, 5e-5, 1e-4, 0.3]).double()
+    wave = pulses(pitch, pitch[:, 0], phase)
+    time = torch.arange(1, 801).double() / 16_000
+    turns = phase[:, None] + 160 * time
+    count = 7900 // 160
+    angle = turns[..., None] * torch.arange(1, count + 1).double() * (2 * math.pi)
+    exact = angle.cos().sum(-1) * math.sqrt(2 / count)
+    assert float((wave - exact).abs().max()) < 2e-3
+
+
 def test_synthesis_obeys_its_envelopes() -> None:
     frames = 80
     pitch = torch.full((1, frames), 200.0)
