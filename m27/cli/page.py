@@ -13,13 +13,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Card:
-    """One exchange: parts in the JSON form of `Outputs.save`, and what the answer took."""
+    """One exchange: parts in the JSON form of `Outputs.save`, what the answer took, and the right
+    answer where there is one."""
 
     title: str
     asked: list[dict[str, Any]]
     answered: list[dict[str, Any]]
     seconds: float
     tokens: int
+    right: str = ""
 
 
 STYLE = """
@@ -30,30 +32,39 @@ STYLE = """
   --accent: light-dark(#4153c9, #9aa8ff); }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 54rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 70rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.01em; }
-header p { color: var(--soft); margin: 0 0 2rem; max-width: 44rem; }
+header p { color: var(--soft); margin: 0 0 1.5rem; max-width: 44rem; }
+.made { display: flex; flex-wrap: wrap; gap: .75rem; margin: 0 0 2rem; padding: 0; }
+.made a { flex: 1 1 9rem; max-width: 13rem; color: var(--soft); text-decoration: none;
+  font-size: .8rem; }
+.made img { display: block; width: 100%; margin: 0 0 .25rem; }
+.cards { columns: 2; column-gap: 1.25rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 14px;
-  padding: 1.25rem 1.5rem 1.5rem; margin: 0 0 1.25rem; }
-.head { display: flex; align-items: baseline; gap: .75rem; margin: 0 0 1rem; }
+  padding: 1rem 1.25rem 1.25rem; margin: 0 0 1.25rem; break-inside: avoid; }
+.head { display: flex; align-items: baseline; gap: .6rem; margin: 0 0 .8rem; }
 h2 { font-size: 1.05rem; margin: 0; flex: 1; }
 .number { color: var(--accent); font-variant-numeric: tabular-nums; font-weight: 600; }
-.took { color: var(--soft); font-size: .85rem; font-variant-numeric: tabular-nums;
+.took { color: var(--soft); font-size: .8rem; font-variant-numeric: tabular-nums;
   white-space: nowrap; }
-.turn { display: grid; grid-template-columns: 3rem 1fr; gap: .25rem .75rem; }
-.turn + .turn { margin-top: .9rem; }
-.who { color: var(--soft); font-size: .85rem; padding-top: .55rem; text-align: right; }
-.said { min-width: 0; padding: .5rem .9rem; border-radius: 10px; }
+.turn { display: grid; grid-template-columns: 2.6rem minmax(0, 1fr); gap: .25rem .6rem; }
+.turn + .turn { margin-top: .7rem; }
+.who { color: var(--soft); font-size: .8rem; padding-top: .5rem; text-align: right; }
+.said { min-width: 0; padding: .35rem .8rem; border-radius: 10px; }
 .you .said { background: var(--you); justify-self: start; }
-.said > * { display: block; margin: .4rem 0; }
+.said > * { display: block; margin: .35rem 0; }
 .said p { white-space: pre-wrap; overflow-wrap: anywhere; }
+.answer p { font-weight: 600; }
+.story p { font-weight: inherit; }
+.right { color: var(--soft); font-size: .85rem; }
 img { width: 224px; max-width: 100%; border-radius: 8px; border: 1px solid var(--line); }
-.you img { width: 144px; }
+.you img { width: 128px; }
 audio { width: min(22rem, 100%); height: 2.4rem; }
-footer { color: var(--soft); font-size: .85rem; margin-top: 2rem; }
-@media (max-width: 34rem) { .turn { grid-template-columns: 1fr; } .who { text-align: left; }
-  section { padding: 1rem; } .said { padding: .4rem .7rem; } }
+footer { color: var(--soft); font-size: .85rem; margin-top: 1rem; }
+@media (max-width: 52rem) { .cards { columns: 1; } main { padding-top: 1.5rem; } }
+@media (max-width: 34rem) { section { padding: .9rem; } .made a { flex-basis: 6rem; }
+  .turn { grid-template-columns: 1fr; } .who { text-align: left; padding: 0; } }
 """
 
 
@@ -78,9 +89,12 @@ def write_page(path: Path, cards: list[Card], total: int, seconds: float, model:
 <header>
 <h1>A tour of {name}</h1>
 <p>One decoder whose vocabulary also spells pictures and sounds. Nothing below is chosen: each
-answer is the first one given, and {state}, on this machine.</p>
+answer is the first one given, right or wrong, and {state}, on this machine.</p>
 </header>
+{_made(cards, path.parent)}
+<div class="cards">
 {sections}
+</div>
 <footer>Written by <code>m27 tour</code>. The pictures and sounds given are samples that the
 model was not trained on.</footer>
 </main>
@@ -90,15 +104,28 @@ model was not trained on.</footer>
     write_atomic(path, page.encode())
 
 
+def _made(cards: list[Card], folder: Path) -> str:
+    """A row of the pictures that were made, each a link to its exchange."""
+    links = [
+        f'<a href="#x{number}">{_part(part, folder)}{html.escape(card.title)}</a>'
+        for number, card in enumerate(cards, 1)
+        for part in card.answered
+        if part["type"] == "image"
+    ]
+    return f'<div class="made">{"".join(links)}</div>' if links else ""
+
+
 def _section(number: int, card: Card, folder: Path) -> str:
     answered = "".join(_part(part, folder) for part in card.answered) or "<p>(nothing)</p>"
     asked = "".join(_part(part, folder) for part in card.asked)
     took = f"{card.tokens} tokens · {card.seconds:.1f} s"
-    return f"""<section>
+    right = f'<span class="right">right: {html.escape(card.right)}</span>' if card.right else ""
+    kind = "said answer story" if len(card.answered) > 2 else "said answer"
+    return f"""<section id="x{number}">
 <div class="head"><span class="number">{number}</span><h2>{html.escape(card.title)}</h2>
 <span class="took">{took}</span></div>
 <div class="turn you"><span class="who">you</span><div class="said">{asked}</div></div>
-<div class="turn"><span class="who">m27</span><div class="said">{answered}</div></div>
+<div class="turn"><span class="who">m27</span><div class="{kind}">{answered}{right}</div></div>
 </section>"""
 
 
@@ -109,6 +136,7 @@ def _part(part: dict[str, Any], folder: Path) -> str:
     source = html.escape(Path(os.path.relpath(part["path"], folder)).as_posix(), quote=True)
     if part["type"] == "image":
         size = f'width="{part["width"]}" height="{part["height"]}"'
-        return f'<img src="{source}" {size} style="height:auto" alt="picture">'
+        alt = html.escape(part.get("alt", "picture"), quote=True)
+        return f'<img src="{source}" {size} style="height:auto" alt="{alt}">'
     label = f"sound, {part['seconds']:.1f} s"
     return f'<audio controls preload="metadata" src="{source}" aria-label="{label}"></audio>'

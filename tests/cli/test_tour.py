@@ -1,4 +1,4 @@
-"""m27 tour: eleven exchanges, a page that shows each of them, and samples that can be read."""
+"""m27 tour: fifteen exchanges, a page that shows each of them, and samples that can be read."""
 
 import re
 from html.parser import HTMLParser
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from m27.cli import tour
+from m27.cli.console import Outputs
 from m27.cli.page import Card, write_page
 from m27.codec import media
+from m27.data.makers import scenes
 from m27.data.sources import sentences
 
 
@@ -41,34 +43,36 @@ class Sources(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_tour_shows_eleven_exchanges_and_writes_the_page(run, samples: Path) -> None:
+def test_tour_shows_fifteen_exchanges_and_writes_the_page(run, samples: Path) -> None:
     done = run("tour", "--samples", samples, "--out", "made")
     assert done.status == 0, done.err
-    assert len(re.findall(r"\d+/11  [A-Z]", done.out)) == 11
+    assert len(re.findall(r"\d+/15  [A-Z]", done.out)) == 15
     assert "made/index.html" in done.out
     assert done.out.count("▀") >= 4 * 24 * 12  # drawn and given pictures as half-blocks
     page = Path("made/index.html").read_text()
     sources = Sources()
     sources.feed(page)
     assert sources.open == []
-    assert page.count("<section>") == 11
-    assert len(re.findall(r"\d tokens · [\d.]+ s", page)) == 11
+    assert page.count("<section ") == 15
+    assert len(re.findall(r"\d tokens · [\d.]+ s", page)) == 15
     for source in sources.found["img"]:
         assert media.read_image(Path("made") / source).size
     for source in sources.found["audio"]:
         assert media.read_audio(Path("made") / source).size
     given = [stop.sample for stop in tour.STOPS if stop.sample]
     pictures = sum(name.endswith(".png") for name in given)
-    assert len(sources.found["img"]) == pictures + 1 + 3  # given, drawn, the story's
+    made = 1 + 3 + len(list(Path("made/media").glob("07-box-*")))  # drawn, the story's, the box
+    assert len(sources.found["img"]) == pictures + 2 * made  # those made once more at the top
     assert len(sources.found["audio"]) == len(given) - pictures + 3
     assert sources.found["script"] == []
     assert "http" not in page
 
 
-def test_a_second_tour_replaces_the_first(run, samples: Path) -> None:
+def test_a_second_tour_replaces_the_first(run, samples: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tour, "STOPS", tour.STOPS[6:8])
     for _ in range(2):
         assert run("tour", "--samples", samples, "--out", "made").status == 0
-    assert len(list(Path("made/media").glob("05-image-*"))) == 1
+    assert len(list(Path("made/media").glob("02-image-*"))) == 1
 
 
 def test_a_missing_sample_is_named_before_anything_runs(run, samples: Path) -> None:
@@ -107,9 +111,41 @@ def test_bounds_keep_the_tour_under_three_minutes() -> None:
 
 def test_what_the_model_says_cannot_write_into_the_page(tmp_path: Path) -> None:
     nasty = {"type": "text", "text": "<script>alert(1)</script>&<img src=x>"}
-    card = Card("<b>", [nasty], [nasty], 1.0, 3)
+    card = Card("<b>", [nasty], [nasty], 1.0, 3, "<script>")
     write_page(tmp_path / "index.html", [card], 10, 1.0, "<i>")
     page = (tmp_path / "index.html").read_text()
     assert "<script>" not in page
     assert "<img" not in page
     assert "1 of 10 so far" in page
+
+
+@pytest.mark.parametrize(
+    ("answer", "box"),
+    [
+        ("3 2 6 5", (3, 2, 6, 5)), ("the box is 0 0 8 8.", (0, 0, 8, 8)), ("3 2 6", None),
+        ("6 2 3 5", None), ("3 2 9 5", None), ("a bell", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_box_is_read_from_an_answer(answer: str, box: tuple[int, ...] | None) -> None:
+    assert tour.box_of(answer) == box
+
+
+def test_the_box_is_drawn_into_the_picture_beside_the_right_one(tmp_path: Path, capsys) -> None:
+    stop = next(stop for stop in tour.STOPS if stop.task == "scene_box")
+    given = [{"type": "image", "image": np.zeros((128, 128, 3), np.uint8)}]
+    said = [{"type": "text", "text": "1 1 3 4"}]
+    (part,) = tour.draw_box(stop, given, said, Outputs(tmp_path, "box-"))
+    assert "▀" in capsys.readouterr().out
+    drawn = media.read_image(part["path"])
+    unit = len(drawn) // 8
+    assert drawn[unit + 2, 2 * unit].tolist() == [255, 0, 110]
+    assert drawn[2 * unit, unit + 2].tolist() == [255, 0, 110]
+    left, top, right, _ = tour.box_of(stop.right)
+    dashes = drawn[top * unit, left * unit : right * unit].max(-1)
+    assert (dashes == 255).any() and (dashes == 0).any()
+    assert drawn[6 * unit, 6 * unit].tolist() == [0, 0, 0]
+    assert tour.draw_box(stop, given, [{"type": "text", "text": "a bell"}], Outputs(tmp_path)) == []
+
+
+def test_boxes_count_on_the_grid_of_the_scenes() -> None:
+    assert tour.GRID == scenes.GRID
