@@ -1,100 +1,52 @@
 """m27-nano from the registries to `weights/m27-nano`: base, token shards, training, shipped files.
 
     python -m recipes.nano --stage all
-    python -m recipes.nano --stage train --minutes 30 --set optim.lr=3e-4 --set data.tasks.draw=0.2
+    python -m recipes.nano --stage joint --minutes 30 --set optim.lr=3e-4 --set data.tasks.draw=0.2
+    python -m recipes.nano --stage joint --device cuda --max-minutes-this-call 9
 
-Without options it is the run that made the shipped weights: 65 minutes on two CPU cores, then 6 more. Every
-stage takes up what an earlier call left: shards that are current stay, training goes on from its newest
-snapshot. Stages: base (needs both codecs trained), build, train, settle (plain text beside the rest), write.
+Every stage takes up what an earlier call left: shards that are current stay, training goes on from its newest
+snapshot. Stages: base (needs both codecs trained), build, projections, joint, sft, write (see `recipes.stages`).
+A run can be watched on `runs/NAME/watch.html`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from m27.codec.media import write_atomic
 from m27.data import build as shards
 from m27.data import catalogue
 from m27.data.catalogue import Documents
 from m27.data.mixture import Corpus
 from m27.language.processor import Processor
 from m27.language.vocabulary import CONTROL_SLOTS
-from m27.model.checkpoint import save_packed
+from m27.model.packed import CheckpointError, save_packed
 from m27.train import checkpoint
 from m27.train.loop import Result, Trainer, prepare_machine
-from m27.train.lora import LoraConfig
-from m27.train.optim import OptimConfig
 from m27.train.rows import Rows, fit_code_map
-from m27.train.settings import DataConfig, SettingError, TrainConfig, change
-from recipes import base, replay
+from m27.train.settings import SettingError, TrainConfig, change
+from recipes import base, replay, watching
+from recipes.stages import STAGES, NanoRecipe, joint, on_gpu
 
 CODECS = ("image_codec.safetensors", "audio_codec.safetensors")
 # Captions that begin the code maps near words (see `fit_code_map`), by medium.
 SEEN = ("name_picture", "caption_picture", "scene_caption")
 HEARD = ("name_sound", "name_instrument", "name_word")
-
-
-@dataclass(frozen=True)
-class NanoRecipe:
-    """Where things are, how many documents of each source are taken, and the run itself."""
-
-    train: TrainConfig
-    sources: Mapping[str, int] = field(default_factory=dict)
-    out: Path = base.WEIGHTS
-    codecs: Path = Path(".cache/codecs")
-    shards: Path = Path(".cache/shards/nano")
-    runs: Path = Path("runs")
-    seed: int = 27
-    warm_start: bool = True
-    begin: str | None = None  # an earlier run whose trained part this one begins with
-
-
-def nano() -> NanoRecipe:
-    """The shipped recipe: a frozen base with adapters, two to five million tokens on two CPU cores."""
-    tasks = {
-        # picture to words
-        "name_picture": 0.14, "caption_picture": 0.14, "vqa": 0.08, "scene_caption": 0.03,
-        "scene_count": 0.02, "scene_color": 0.02, "scene_where": 0.02, "scene_box": 0.01,
-        # words to picture
-        "draw": 0.14, "story": 0.07, "story_page": 0.03, "story_next": 0.02, "story_text": 0.01,
-        # sound to words
-        "name_sound": 0.03, "soundscape": 0.01, "name_instrument": 0.06, "name_word": 0.05, "transcribe": 0.04,
-        # words to sound
-        "speak": 0.05, "sound_for_text": 0.03, "sound_for_picture": 0.02, "picture_for_sound": 0.01,
-        "text": 0.03,
-    }  # fmt: skip
-    data = DataConfig(
-        tasks=tasks,
-        drop_prompt=(
-            "draw", "story_page", "speak", "sound_for_text", "sound_for_picture",
-            "picture_for_sound",
-        ),
-        drop_rate=0.1, row=2048, rows=1, accumulate=1,
-        media_weights={"text": 1.0, "control": 1.0, "image": 0.5, "audio": 0.5},
-    )  # fmt: skip
-    sources = {
-        "easy_vqa": 3_500, "cifar10": 6_000, "emoji": 7_000, "openclipart": 4_500, "scenes": 4_000,
-        "books": 3_000, "tiny_imagenet": 4_000, "stamps": 1_500, "grocery": 1_200, "nlvr": 500,
-        "triples": 600, "instruments": 2_200, "spoken_words": 1_200, "spoken_digits": 800,
-        "speech": 2_800, "environment": 800, "soundscapes": 500, "replay": 400,
-        "texts": 1_500,
-    }  # fmt: skip
-    train = TrainConfig(
-        "m27-nano", minutes=65, seed=27,
-        lora=LoraConfig(rank=32, alpha=32), data=data,
-        optim=OptimConfig(lr=5e-4, map_lr=6e-4, control_lr=6e-4, warmup=0.03, decay=0.3),
-    )  # fmt: skip
-    return NanoRecipe(train, sources)
+LOG_LINES = 400  # at most, of a shipped log
 
 
 def prepare(recipe: NanoRecipe) -> None:
@@ -205,64 +157,136 @@ def warm(rows: Rows, corpus: Corpus, limit: int = 20_000) -> None:
         print(f"{medium} map begins at its captions: {share:.1%} of variance", file=sys.stderr)
 
 
-def settle(recipe: NanoRecipe, minutes: float = 6.0) -> NanoRecipe:
-    """The run that follows: half of it plain text, at a low rate, from the end of the first.
-
-    After the first run perplexity stood at 1.17 of the base's, a third of it lost to code rows that
-    plain text had never told to keep away (docs/LOG.md).
-    """
-    first = recipe.train
-    tasks = {**(first.data.tasks or {}), "text": 1.0}
-    run = replace(
-        first, name=f"{first.name}-settled", minutes=minutes,
-        data=replace(first.data, tasks=tasks),
-        optim=replace(
-            first.optim, lr=2e-4, map_lr=2e-4, control_lr=2e-4, warmup=0.05, decay=0.6
-        ),
-    )  # fmt: skip
-    return replace(recipe, train=run, begin=first.name)
+def begins_with(recipe: NanoRecipe) -> Path | None:
+    """The folder whose trained part a new run begins with, or None: see `NanoRecipe`."""
+    for name in recipe.begin:
+        if checkpoint.steps(recipe.runs / name):
+            return recipe.runs / name
+        if (Path(name) / "trained.safetensors").is_file():
+            return Path(name)
+    path = recipe.out / "trained.safetensors"
+    if not recipe.shipped or not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as file:  # a new base's holds rows alone, never trained
+        return recipe.out if any(".lora_" in name for name in file.keys()) else None  # noqa: SIM118
 
 
-def train(recipe: NanoRecipe, until: int | None = None) -> Result:
-    """Train, or go on training, and write the shipped part if it came to its end."""
+def open_trainer(recipe: NanoRecipe) -> Trainer:
+    """The trainer of a stage: gone on where it was, or begun with what it is to begin with."""
     config = recipe.train
     device, dtype = prepare_machine(config)
     corpus = open_corpus(recipe)
     config = fitting(config, corpus)
-    gguf = base.open_gguf()
-    decoder = base.text_decoder(gguf).to(device)
+    decoder = base.text_decoder(base.open_gguf()).to(device)
     rows = Rows(
         decoder.model.embed_tokens.weight, CONTROL_SLOTS, base.IMAGE_LEVELS, base.AUDIO_LEVELS,
         dtype, config.seed,
     )  # fmt: skip
     folder = recipe.runs / config.name
-    if recipe.warm_start and recipe.begin is None and not checkpoint.steps(folder):
+    new = not checkpoint.steps(folder)
+    begin = begins_with(recipe) if new else None
+    if new and begin is None and recipe.warm_start:
         warm(rows, corpus)
     trainer = Trainer(config, decoder, rows, corpus, folder)
-    if recipe.begin is not None and trainer.step == 0:
-        trainer.begin_from(recipe.runs / recipe.begin)
-    result = trainer.run(until)
+    if begin is not None:
+        print(f"{config.name} begins with {begin}", file=sys.stderr)
+        trainer.begin_from(begin)
+    return trainer
+
+
+def sampling(recipe: NanoRecipe) -> watching.Sampling | None:
+    """What draws a run's samples; None where the run wants none or the model's folder is incomplete."""
+    if recipe.train.sample_minutes <= 0 or recipe.train.body == "full":
+        return None
+    try:
+        folder = recipe.runs / recipe.train.name / "now"
+        return watching.Sampling(recipe.out, folder, layout(recipe, recipe.train))
+    except (OSError, ValueError) as error:
+        print(f"no samples will be drawn: {error}", file=sys.stderr)
+        return None
+
+
+def train(
+    recipe: NanoRecipe, until: int | None = None, call_minutes: float | None = None
+) -> Result:
+    """Train a stage, or go on with it, and write the shipped part if it came to its end."""
+    trainer = open_trainer(recipe)
+    result = trainer.run(until, call_minutes, sampling(recipe))
     if result.finished:
         write(recipe)
     return result
 
 
+def layout(recipe: NanoRecipe, run: TrainConfig | dict[str, Any]) -> dict[str, Any]:
+    """What `save_packed` wants beside the trained tensors."""
+    lora = run.lora.__dict__ if isinstance(run, TrainConfig) else run["lora"]
+    vocabulary = Processor.load(recipe.out).vocabulary
+    return {
+        "config": base.nano_config(base.open_gguf(), vocabulary),
+        "alpha": lora["alpha"], "rank": lora["rank"],
+        "image_levels": base.IMAGE_LEVELS, "audio_levels": base.AUDIO_LEVELS,
+    }  # fmt: skip
+
+
 def write(recipe: NanoRecipe) -> None:
-    """Write the newest snapshot as `trained.safetensors`. Raises ResumeError where there is none."""
-    folder = recipe.runs / recipe.train.name
+    """Write the run's newest snapshot as `trained.safetensors`, and its log. Raises ResumeError for none."""
+    name = recipe.train.name
+    folder = recipe.runs / name
     found = checkpoint.latest(folder)
     if found is None:
         raise checkpoint.ResumeError(f"{folder}: no snapshot to write")
-    gguf = base.open_gguf()
-    processor = Processor.load(recipe.out)
-    lora = found.state["config"]["lora"]  # of the run, which need not be today's recipe
-    about = {key: found.state[key] for key in ("tokens", "seconds")} | {"steps": found.step}
+    settings = found.state["config"]  # of the run, which need not be today's recipe
+    about = {key: found.state[key] for key in ("tokens", "seconds")} | {
+        "steps": found.step, "run": name,
+    }  # fmt: skip
     save_packed(
-        recipe.out, config=base.nano_config(gguf, processor.vocabulary), trained=found.trained,
-        alpha=lora["alpha"], rank=lora["rank"], image_levels=base.IMAGE_LEVELS,
-        audio_levels=base.AUDIO_LEVELS, extra={"training": about},
+        recipe.out, trained=found.trained, extra={"training": about}, **layout(recipe, settings)
+    )
+    for run in [*recipe.begin, name]:
+        ship_log(recipe.runs / run / "log.jsonl", recipe.out / f"training-{run}.jsonl")
+    print(f"wrote {recipe.out} from step {found.step} of {name}", file=sys.stderr)
+
+
+def ship_log(log: Path, out: Path) -> None:
+    """A run's log beside the weights, every few steps of it; nothing where there is none."""
+    if log.is_file():
+        lines = log.read_text(encoding="utf-8").splitlines()
+        kept = lines[:: -(-len(lines) // LOG_LINES)]
+        kept += [] if kept[-1:] == lines[-1:] else lines[-1:]
+        for line in kept:
+            json.loads(line)  # a torn line must not be shipped
+        write_atomic(out, ("\n".join(kept) + "\n").encode())
+
+
+def newest(recipe: NanoRecipe) -> NanoRecipe:
+    """The last of the stages that has a snapshot, or `recipe`."""
+    for name in reversed(list(STAGES)):
+        stage = STAGES[name]()
+        if checkpoint.steps(recipe.runs / stage.train.name):
+            return replace(recipe, train=stage.train, begin=stage.begin)
+    return recipe
+
+
+def adjusted(recipe: NanoRecipe, given: argparse.Namespace) -> NanoRecipe:
+    """A stage's recipe with what the command line says. Raises SettingError."""
+    if given.device and given.device.startswith("cuda"):
+        recipe = on_gpu(recipe)
+    run = change(recipe.train, dict(part.partition("=")[::2] for part in given.set))
+    if given.device:
+        run = replace(run, device=given.device)
+    if given.name:
+        run = replace(run, name=given.name)
+    if given.steps is not None:
+        run = replace(run, steps=given.steps, minutes=given.minutes)
+    elif given.minutes is not None:
+        run = replace(run, minutes=given.minutes)
+    recipe = replace(
+        recipe, train=run, out=given.out or recipe.out, shards=given.shards or recipe.shards,
+        runs=given.runs or recipe.runs, warm_start=not given.no_warm_start,
     )  # fmt: skip
-    print(f"wrote {recipe.out} from step {found.step}", file=sys.stderr)
+    if given.begin == "none":
+        return replace(recipe, begin=(), shipped=False)
+    return recipe if given.begin is None else replace(recipe, begin=(given.begin,))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -270,12 +294,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    stages = ("all", "base", "build", "train", "settle", "write")
+    stages = ("all", "base", "build", *STAGES, "write")
     parser.add_argument("--stage", choices=stages, default="all")
     parser.add_argument("--minutes", type=float, help="length of the run, by the clock")
     parser.add_argument("--steps", type=int, help="length of the run in steps, instead")
+    parser.add_argument(
+        "--max-minutes-this-call", type=float, help="stop and save then; the same command goes on"
+    )
     parser.add_argument("--name", help="of the run, below runs/")
+    parser.add_argument("--begin", help="run or model folder to begin with, or `none`")
+    parser.add_argument("--device", help="cpu or cuda; cuda also sets the batches for it")
     parser.add_argument("--out", type=Path, help="folder of the shipped model")
+    parser.add_argument("--shards", type=Path, help="folder of the token shards")
+    parser.add_argument("--runs", type=Path, help="folder of the runs")
     parser.add_argument("--only", nargs="*", default=[], help="sources to build")
     parser.add_argument("--jobs", type=int, default=2, help="sources built at a time")
     parser.add_argument("--no-warm-start", action="store_true")
@@ -283,32 +314,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="of TrainConfig"
     )
     given = parser.parse_args(arguments)
-    recipe = nano()
     try:
-        settings = dict(part.partition("=")[::2] for part in given.set)
-        run = change(recipe.train, settings)
-        if given.name:
-            run = replace(run, name=given.name)
-        if given.steps is not None:
-            run = replace(run, steps=given.steps, minutes=given.minutes)
-        elif given.minutes is not None:
-            run = replace(run, minutes=given.minutes)
-        recipe = replace(
-            recipe, train=run, out=given.out or recipe.out, warm_start=not given.no_warm_start
-        )
+        recipe = adjusted(joint(), given)
         good = True
         if given.stage in ("all", "base"):
             prepare(recipe)
         if given.stage in ("all", "build"):
             good = build(recipe, given.only, given.jobs)
-        if given.stage in ("all", "train"):
-            good = train(recipe).finished and good
-        if given.stage in ("all", "settle"):
-            minutes = 6.0 if given.stage == "all" else given.minutes or 6.0
-            good = train(settle(recipe, minutes)).finished and good
+        for name, stage in STAGES.items():
+            if given.stage == name:
+                good = train(adjusted(stage(), given), None, given.max_minutes_this_call).finished
+            elif given.stage == "all":
+                # The length that was given is the joint run's; the others keep theirs.
+                own = argparse.Namespace(**vars(given))
+                if name != "joint":
+                    own.minutes = own.steps = own.name = None
+                good = train(adjusted(stage(), own)).finished and good
         if given.stage == "write":
-            write(recipe)
-    except (SettingError, FileNotFoundError, checkpoint.ResumeError, shards.ShardError) as error:
+            write(newest(recipe) if given.name is None else recipe)
+    except (
+        SettingError, FileNotFoundError, checkpoint.ResumeError, shards.ShardError, CheckpointError,
+    ) as error:  # fmt: skip
         print(error, file=sys.stderr)
         return 2
     return 0 if good else 1

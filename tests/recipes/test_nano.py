@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from m27.data.prompts import PROMPTS
+from m27.model.packed import save_packed
 from m27.train.lora import LoraConfig
 from m27.train.settings import DataConfig, SettingError
-from recipes import base, nano
+from recipes import base, nano, stages
 from tests.train import fixtures
 
 TEXT = fixtures.TEXT
@@ -41,6 +42,7 @@ class ToyBase:
 def recipe(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "open_gguf", ToyBase)
     monkeypatch.setattr(nano, "write", lambda recipe: None)
+    monkeypatch.setattr(nano, "sampling", lambda recipe: None)
     monkeypatch.setattr("m27.runtime.set_threads", lambda count: count)
     for name in ("emoji", "speech"):
         folder = fixtures.write_shard(tmp_path / "shards" / name, 150, len(name))
@@ -52,11 +54,11 @@ def recipe(tmp_path, monkeypatch):
         (folder / "meta.json").write_text(json.dumps(meta))
     data = DataConfig(tasks={"draw": 2, "speak": 1}, drop_prompt=("draw",), row=256, accumulate=1)
     run = replace(
-        nano.nano().train, steps=4, minutes=None, compile=False, dtype="float32", data=data,
+        stages.joint().train, steps=4, minutes=None, compile=False, dtype="float32", data=data,
         lora=LoraConfig(rank=2),
     )  # fmt: skip
     return replace(
-        nano.nano(), train=run, shards=tmp_path / "shards", runs=tmp_path / "runs",
+        stages.joint(), train=run, shards=tmp_path / "shards", runs=tmp_path / "runs",
         out=tmp_path / "out",
     )  # fmt: skip
 
@@ -70,23 +72,59 @@ def test_two_steps_saved_and_resumed_equal_four(recipe, tmp_path):
     assert all(torch.equal(resumed.trained[k], whole.trained[k]) for k in whole.trained)
 
 
-def test_the_recipe_names_tasks_and_makers_that_exist():
-    recipe = nano.nano()
-    tasks = recipe.train.data.tasks
-    assert set(PROMPTS) <= set(tasks)
-    assert set(recipe.train.data.drop_prompt) <= set(tasks)
-    for name in recipe.sources:
-        assert callable(nano.maker(name))
+def test_every_stage_names_tasks_and_makers_that_exist():
+    for name, stage in stages.STAGES.items():
+        recipe = stage()
+        tasks = recipe.train.data.tasks
+        assert {task.split("/")[0] for task in PROMPTS} >= set(tasks)
+        assert set(recipe.train.data.drop_prompt) <= set(tasks) | {"story_page", "picture_for_sound"}
+        assert set(recipe.train.data.kl_tasks) | set(recipe.train.data.full_tasks) <= set(tasks)
+        assert recipe.train.name == "m27-nano" if name == "joint" else recipe.train.name.endswith(name)
+        for source in recipe.sources:
+            assert callable(nano.maker(source))
+    assert {task.split("/")[0] for task in PROMPTS} == set(stages.JOINT)
     with pytest.raises(SettingError, match="weather"):
         nano.maker("weather")
 
 
-def test_the_default_run_is_the_shipped_one():
-    run = nano.nano().train
-    assert (run.minutes, run.steps, run.data.accumulate, run.data.row) == (65, None, 1, 2048)
-    rates = run.optim.lr, run.optim.map_lr, run.optim.control_lr
-    assert rates == (5e-4, 6e-4, 6e-4)
-    assert (run.optim.warmup, run.optim.decay) == (0.03, 0.3)
+def test_stages_follow_each_other(recipe, tmp_path):
+    """Each begins with what the one before it left; the first with the shipped weights or captions."""
+    first = replace(recipe, train=replace(recipe.train, name="m27-nano-projections", body="frozen"))
+    assert nano.begins_with(first) is None
+    before = nano.train(replace(first, begin=()))
+    assert nano.begins_with(recipe) == recipe.runs / "m27-nano-projections"
+    trainer = nano.open_trainer(recipe)
+    assert trainer.step == 0
+    held = trainer.trained()
+    assert all(torch.equal(held[name], tensor) for name, tensor in before.trained.items())
+    assert nano.newest(recipe).train.name == "m27-nano-projections"
+    save_packed(
+        tmp_path / "shipped", config=fixtures.decoder().config, trained=before.trained, alpha=1,
+        rank=2, image_levels=base.IMAGE_LEVELS, audio_levels=base.AUDIO_LEVELS,
+        base=fixtures.decoder().state_dict(),
+    )  # fmt: skip
+    new = replace(recipe, runs=tmp_path / "new", out=tmp_path / "shipped")
+    assert nano.begins_with(new) == tmp_path / "shipped"
+    assert nano.begins_with(replace(new, shipped=False)) is None
+    assert nano.begins_with(replace(new, begin=(str(tmp_path / "shipped"),), shipped=False)) is not None
+
+
+def test_a_gpu_takes_more_tokens_a_step():
+    recipe = stages.on_gpu(stages.joint())
+    data, run = recipe.train.data, recipe.train
+    assert data.row * data.rows * data.accumulate == 65_536
+    assert (run.device, run.optim.lr) == ("cuda", 2 * stages.joint().train.optim.lr)
+
+
+def test_a_shipped_log_is_thinned_and_whole(tmp_path):
+    lines = [json.dumps({"step": n}) for n in range(1, 1002)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    nano.ship_log(tmp_path / "log.jsonl", tmp_path / "out.jsonl")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(steps) <= nano.LOG_LINES + 1
+    assert (steps[0], steps[-1]) == (1, 1001)
+    nano.ship_log(tmp_path / "none.jsonl", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_rank_written_is_that_of_the_run(recipe, monkeypatch):
@@ -102,7 +140,7 @@ def test_the_rank_written_is_that_of_the_run(recipe, monkeypatch):
 
 
 def test_an_unknown_setting_is_a_status_2_that_names_the_nearest(capsys):
-    assert nano.main(["--stage", "train", "--set", "optim.learning=1"]) == 2
+    assert nano.main(["--stage", "joint", "--set", "optim.learning=1"]) == 2
     assert "optim.learning" in capsys.readouterr().err
     assert nano.main(["--stage", "build", "--only", "weather"]) == 2
     assert "weather" in capsys.readouterr().err

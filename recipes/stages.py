@@ -1,0 +1,129 @@
+"""The training stages of m27-nano: each one function that returns one typed configuration.
+
+`projections` moves only the code maps and control rows to where the codes of new codecs mean something, `joint`
+trains adapters and rows on every task, `sft` goes on at a lower rate on questions as users ask them. Each begins
+with what the stage before it left, or with the shipped weights where no such run is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from m27.train.lora import LoraConfig
+from m27.train.optim import OptimConfig
+from m27.train.settings import DataConfig, TrainConfig
+from recipes import base
+
+NAME = "m27-nano"
+
+
+@dataclass(frozen=True)
+class NanoRecipe:
+    """Where things are, how many documents of each source are taken, and the run itself.
+
+    The run begins with the newest snapshot of the first run of `begin` that has one; else, where `shipped`,
+    with the trained part in `out`; else the code maps begin near their captions' words (`warm_start`).
+    """
+
+    train: TrainConfig
+    sources: Mapping[str, int] = field(default_factory=dict)
+    out: Path = base.WEIGHTS
+    codecs: Path = Path(".cache/codecs")
+    shards: Path = Path(".cache/shards/nano")
+    runs: Path = Path("runs")
+    seed: int = 27
+    warm_start: bool = True
+    begin: Sequence[str] = ()
+    shipped: bool = True
+
+
+SOURCES: Mapping[str, int] = {
+    "easy_vqa": 6_000, "cifar10": 9_000, "emoji": 7_000, "fluent": 4_000, "openclipart": 5_000,
+    "scenes": 9_000, "books": 3_000, "made_books": 2_500, "tiny_imagenet": 5_000, "stamps": 1_500,
+    "languages": 1_500, "grocery": 1_200, "nlvr": 500, "fashion": 1_000, "quickdraw": 1_000,
+    "triples": 800, "heard_pictures": 800, "instruments": 3_000, "spoken_words": 1_500,
+    "spoken_digits": 800, "speech": 3_500, "kokoro": 4_000, "environment": 1_200, "soundscapes": 800,
+    "replay": 400, "texts": 2_500,
+}  # fmt: skip
+
+# Shares of the tokens. A picture is 64 codes, so what asks for a word costs as much as what draws.
+JOINT: Mapping[str, float] = {
+    # picture to words
+    "name_picture": 0.11, "caption_picture": 0.08, "caption_language": 0.015, "vqa": 0.08,
+    "scene_caption": 0.025, "scene_count": 0.04, "scene_color": 0.025, "scene_relation": 0.05,
+    "scene_where": 0.02, "scene_box": 0.045, "photo_box": 0.015,
+    # words to picture
+    "draw": 0.14, "story": 0.02, "story_page": 0.025, "story_next": 0.01, "story_text": 0.005,
+    "story_count": 0.02, "place_pictures": 0.02,
+    # sound to words
+    "name_sound": 0.02, "soundscape": 0.01, "name_instrument": 0.025, "name_family": 0.01,
+    "name_word": 0.015, "transcribe": 0.06,
+    # words to sound
+    "speak": 0.06, "sound_for_text": 0.025, "sound_for_picture": 0.02, "picture_for_sound": 0.01,
+    "text": 0.06,
+}  # fmt: skip
+
+DROP = (
+    "draw", "story_page", "speak", "sound_for_text", "sound_for_picture", "picture_for_sound",
+)  # fmt: skip
+
+
+def joint() -> NanoRecipe:
+    """Adapters, control rows and code maps on every task: 45 minutes on two CPU cores."""
+    data = DataConfig(
+        tasks=JOINT, drop_prompt=DROP, drop_rate=0.1, row=2048, rows=1, accumulate=1,
+        media_weights={"text": 1.0, "control": 1.0, "image": 0.5, "audio": 0.5},
+        full_share=0.05, full_tasks=("text",), kl_tasks={"text": 0.8},
+    )  # fmt: skip
+    train = TrainConfig(
+        NAME, minutes=45, seed=27, lora=LoraConfig(rank=32, alpha=32), data=data,
+        optim=OptimConfig(lr=4e-4, map_lr=5e-4, control_lr=4e-4, warmup=0.02, decay=0.4),
+    )  # fmt: skip
+    return NanoRecipe(train, SOURCES, begin=(f"{NAME}-projections",))
+
+
+def projections() -> NanoRecipe:
+    """Code maps and control rows alone, the body frozen: codes that moved find their words again."""
+    recipe = joint()
+    train = replace(
+        recipe.train, name=f"{NAME}-projections", minutes=4, body="frozen", sample_minutes=0.0,
+        optim=replace(recipe.train.optim, map_lr=8e-4, control_lr=4e-4, warmup=0.1, decay=0.3),
+    )  # fmt: skip
+    return replace(recipe, train=train, begin=())
+
+
+def sft() -> NanoRecipe:
+    """What users ask, in the forms they ask it, at a lower rate that ends at nearly nothing."""
+    recipe = joint()
+    shares = {
+        "name_picture": 0.13, "caption_picture": 0.08, "vqa": 0.10, "scene_count": 0.07,
+        "scene_color": 0.03, "scene_relation": 0.09, "scene_box": 0.08, "scene_where": 0.01,
+        "photo_box": 0.01, "draw": 0.10, "story_count": 0.02, "place_pictures": 0.03, "story": 0.02,
+        "name_sound": 0.02, "name_instrument": 0.03, "name_family": 0.01, "transcribe": 0.06,
+        "speak": 0.05, "sound_for_text": 0.02, "sound_for_picture": 0.02, "text": 0.06,
+    }  # fmt: skip
+    data = replace(recipe.train.data, tasks=shares, drop_prompt=DROP)
+    train = replace(
+        recipe.train, name=f"{NAME}-sft", minutes=8, data=data, sample_minutes=4.0,
+        optim=replace(
+            recipe.train.optim, lr=1.5e-4, map_lr=1.5e-4, control_lr=1.5e-4, warmup=0.05, decay=0.9,
+        ),
+    )  # fmt: skip
+    return replace(recipe, train=train, begin=(NAME,))
+
+
+STAGES: Mapping[str, Callable[[], NanoRecipe]] = {
+    "projections": projections, "joint": joint, "sft": sft,
+}  # fmt: skip
+
+
+def on_gpu(recipe: NanoRecipe) -> NanoRecipe:
+    """The same stage for a GPU: 65,536 tokens a step, and rates for steps of that size."""
+    run = recipe.train
+    optim = replace(
+        run.optim, lr=2 * run.optim.lr, map_lr=2 * run.optim.map_lr, control_lr=2 * run.optim.control_lr
+    )
+    data = replace(run.data, rows=32, pool=1024)
+    return replace(recipe, train=replace(run, device="cuda", data=data, optim=optim))
