@@ -7,6 +7,7 @@ allows, and come back as events while they are produced. The model is asked for 
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -52,34 +53,17 @@ class Engine:
         """
         started = time.perf_counter()
         vocabulary = self.processor.vocabulary
-        prompt = self.processor.encode(request.messages, generate=True).ids
-        room = self.model.config.max_len - len(prompt)
-        if room < 1:
-            most = self.model.config.max_len
-            raise RequestError(f"the conversation is {len(prompt)} tokens long; {most} is the most")
-        max_tokens = min(request.max_tokens, room)
-        grammar = Grammar(
-            vocabulary,
-            modalities=request.modalities,
-            plan=request.plan,
-            max_images=request.max_images,
-            max_sounds=request.max_sounds,
-            image_grid=request.image_grid,
-            max_audio_codes=request.max_audio_codes,
-            min_audio_codes=request.min_audio_codes,
-            max_text=request.max_text,
-        )
-        grammar.budget(max_tokens)
-        seed = secrets.randbits(32) if request.seed is None else request.seed
+        turn = self.begin(request)
+        prompt, grammar = turn.prompt, turn.grammar
         decoder = self.processor.stream()
         counts = {"image": 0, "audio": 0}
         completion = 0
         for token in generate(
             self.model,
             prompt,
-            choose=Sampler(request.sampling, grammar, seed, start=len(prompt)),
+            choose=turn.sampler,
             constraint=_Steered(grammar),
-            max_tokens=max_tokens,
+            max_tokens=turn.max_tokens,
             unconditional=self.processor.unconditional(),
             guidance=request.guidance,
         ):
@@ -91,12 +75,47 @@ class Engine:
             yield from decoder.push(token)
         yield from decoder.finish()
         finish = "length" if grammar.truncated else "stop"
-        usage = Usage(len(prompt), completion, counts["image"], counts["audio"], seed, finish)
+        usage = Usage(len(prompt), completion, counts["image"], counts["audio"], turn.seed, finish)
         yield {"type": "done", "usage": usage, "seconds": time.perf_counter() - started}
+
+    def begin(self, request: Request) -> "Turn":
+        """The request as ids and rules, nothing computed yet. Raises as `stream` does."""
+        prompt = self.processor.encode(request.messages, generate=True).ids
+        room = self.model.config.max_len - len(prompt)
+        if room < 1:
+            most = self.model.config.max_len
+            raise RequestError(f"the conversation is {len(prompt)} tokens long; {most} is the most")
+        max_tokens = min(request.max_tokens, room)
+        grammar = Grammar(
+            self.processor.vocabulary,
+            modalities=request.modalities,
+            plan=request.plan,
+            max_images=request.max_images,
+            max_sounds=request.max_sounds,
+            image_grid=request.image_grid,
+            max_audio_codes=request.max_audio_codes,
+            min_audio_codes=request.min_audio_codes,
+            max_text=request.max_text,
+        )
+        grammar.budget(max_tokens)
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        sampler = Sampler(request.sampling, grammar, seed, start=len(prompt))
+        return Turn(prompt, grammar, sampler, seed, max_tokens)
 
     def chat(self, request: Request) -> Response:
         """Answer as a whole; raises as `stream` does."""
         return collect(self.stream(request))
+
+
+@dataclass
+class Turn:
+    """A request made ready: the prompt's ids, what may follow, and how it is drawn."""
+
+    prompt: list[int]
+    grammar: Grammar
+    sampler: Sampler
+    seed: int
+    max_tokens: int
 
 
 class _Steered:

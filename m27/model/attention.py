@@ -74,6 +74,11 @@ class Cache:
             start = self.lengths[0]
             keys[:, :, start : start + tokens] = k_BKTH
             values[:, :, start : start + tokens] = v_BKTH
+        elif tokens == 1:
+            rows = torch.arange(len(self.lengths), device=keys.device)
+            ends = torch.tensor(self.lengths, device=keys.device)
+            keys[rows, :, ends] = k_BKTH[:, :, 0]
+            values[rows, :, ends] = v_BKTH[:, :, 0]
         else:
             for row, start in enumerate(self.lengths):
                 keys[row, :, start : start + tokens] = k_BKTH[row]
