@@ -36,9 +36,9 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 main { max-width: 70rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.01em; }
 header p { color: var(--soft); margin: 0 0 1.5rem; max-width: 44rem; }
-.made { display: flex; flex-wrap: wrap; gap: .75rem; margin: 0 0 2rem; padding: 0; }
-.made a { flex: 1 1 9rem; max-width: 13rem; color: var(--soft); text-decoration: none;
-  font-size: .8rem; }
+.made { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .75rem;
+  margin: 0 0 2rem; }
+.made a { color: var(--soft); text-decoration: none; font-size: .8rem; }
 .made img { display: block; width: 100%; margin: 0 0 .25rem; }
 .cards { columns: 2; column-gap: 1.25rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 14px;
@@ -52,7 +52,7 @@ h2 { font-size: 1.05rem; margin: 0; flex: 1; }
 .turn + .turn { margin-top: .7rem; }
 .who { color: var(--soft); font-size: .8rem; padding-top: .5rem; text-align: right; }
 .said { min-width: 0; padding: .35rem .8rem; border-radius: 10px; }
-.you .said { background: var(--you); justify-self: start; }
+.you .said { background: var(--you); justify-self: start; max-width: 100%; }
 .said > * { display: block; margin: .35rem 0; }
 .said p { white-space: pre-wrap; overflow-wrap: anywhere; }
 .answer p { font-weight: 600; }
@@ -60,10 +60,11 @@ h2 { font-size: 1.05rem; margin: 0; flex: 1; }
 .right { color: var(--soft); font-size: .85rem; }
 img { width: 224px; max-width: 100%; border-radius: 8px; border: 1px solid var(--line); }
 .you img { width: 128px; }
-audio { width: min(22rem, 100%); height: 2.4rem; }
+audio { width: 20rem; max-width: 100%; height: 2.4rem; }
 footer { color: var(--soft); font-size: .85rem; margin-top: 1rem; }
 @media (max-width: 52rem) { .cards { columns: 1; } main { padding-top: 1.5rem; } }
-@media (max-width: 34rem) { section { padding: .9rem; } .made a { flex-basis: 6rem; }
+@media (max-width: 34rem) { section { padding: .9rem; } .made { gap: .5rem;
+    grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)); }
   .turn { grid-template-columns: 1fr; } .who { text-align: left; padding: 0; } }
 """
 
@@ -119,7 +120,9 @@ def _section(number: int, card: Card, folder: Path) -> str:
     answered = "".join(_part(part, folder) for part in card.answered) or "<p>(nothing)</p>"
     asked = "".join(_part(part, folder) for part in card.asked)
     took = f"{card.tokens} tokens · {card.seconds:.1f} s"
-    right = f'<span class="right">right: {html.escape(card.right)}</span>' if card.right else ""
+    right = (
+        f'<span class="right">right answer: {html.escape(card.right)}</span>' if card.right else ""
+    )
     kind = "said answer story" if len(card.answered) > 2 else "said answer"
     return f"""<section id="x{number}">
 <div class="head"><span class="number">{number}</span><h2>{html.escape(card.title)}</h2>

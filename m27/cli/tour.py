@@ -107,7 +107,7 @@ def tour(
         answered = list(shown.saved)
         if stop.task == "scene_box":
             answered += draw_box(stop, parts, shown.saved, Outputs(media, f"{number:02}-box-"))
-        right = f"  (right: {stop.right})" if stop.right else ""
+        right = f"  (right answer: {stop.right})" if stop.right else ""
         print(f"  {shown.seconds:.1f} s{right}\n", flush=True)
         tokens = shown.usage.completion_tokens if shown.usage else 0
         cards.append(Card(stop.title, asked, answered, shown.seconds, tokens, stop.right))
