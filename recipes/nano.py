@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import shutil
 import sys
@@ -34,7 +35,9 @@ from m27.data.catalogue import Documents
 from m27.data.mixture import Corpus
 from m27.language.processor import Processor
 from m27.language.vocabulary import CONTROL_SLOTS
-from m27.model.packed import CheckpointError, save_packed
+from m27.model.config import Config
+from m27.model.decoder import Decoder
+from m27.model.packed import CheckpointError, read_json, save_packed
 from m27.train import checkpoint
 from m27.train.loop import Result, Trainer, prepare_machine
 from m27.train.rows import Rows, fit_code_map
@@ -171,13 +174,16 @@ def begins_with(recipe: NanoRecipe) -> Path | None:
         return recipe.out if any(".lora_" in name for name in file.keys()) else None  # noqa: SIM118
 
 
-def open_trainer(recipe: NanoRecipe) -> Trainer:
-    """The trainer of a stage: gone on where it was, or begun with what it is to begin with."""
+def open_trainer(recipe: NanoRecipe, decoder: Decoder | None = None) -> Trainer:
+    """The trainer of a stage: gone on where it was, or begun with what it is to begin with.
+
+    `decoder` is the base where it is at hand; else it is read from its package.
+    """
     config = recipe.train
     device, dtype = prepare_machine(config)
     corpus = open_corpus(recipe)
     config = fitting(config, corpus)
-    decoder = base.text_decoder(base.open_gguf()).to(device)
+    decoder = (decoder or base.text_decoder(base.open_gguf())).to(device)
     rows = Rows(
         decoder.model.embed_tokens.weight, CONTROL_SLOTS, base.IMAGE_LEVELS, base.AUDIO_LEVELS,
         dtype, config.seed,
@@ -220,9 +226,13 @@ def train(
 def layout(recipe: NanoRecipe, run: TrainConfig | dict[str, Any]) -> dict[str, Any]:
     """What `save_packed` wants beside the trained tensors."""
     lora = run.lora.__dict__ if isinstance(run, TrainConfig) else run["lora"]
-    vocabulary = Processor.load(recipe.out).vocabulary
+    header = recipe.out / "config.json"
+    if header.is_file():
+        config = Config.from_hf(read_json(header))
+    else:
+        config = base.nano_config(base.open_gguf(), Processor.load(recipe.out).vocabulary)
     return {
-        "config": base.nano_config(base.open_gguf(), vocabulary),
+        "config": config,
         "alpha": lora["alpha"], "rank": lora["rank"],
         "image_levels": base.IMAGE_LEVELS, "audio_levels": base.AUDIO_LEVELS,
     }  # fmt: skip
@@ -284,6 +294,10 @@ def adjusted(recipe: NanoRecipe, given: argparse.Namespace) -> NanoRecipe:
         recipe, train=run, out=given.out or recipe.out, shards=given.shards or recipe.shards,
         runs=given.runs or recipe.runs, warm_start=not given.no_warm_start,
     )  # fmt: skip
+    if not 0.0 < given.share <= 1.0:
+        raise SettingError(f"--share must lie in (0, 1], not {given.share:g}")
+    taken = {name: math.ceil(count * given.share) for name, count in recipe.sources.items()}
+    recipe = replace(recipe, sources=taken)
     if given.begin == "none":
         return replace(recipe, begin=(), shipped=False)
     return recipe if given.begin is None else replace(recipe, begin=(given.begin,))
@@ -309,6 +323,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, help="folder of the runs")
     parser.add_argument("--only", nargs="*", default=[], help="sources to build")
     parser.add_argument("--jobs", type=int, default=2, help="sources built at a time")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of each source's documents, for a short run"
+    )
     parser.add_argument("--no-warm-start", action="store_true")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="of TrainConfig"
