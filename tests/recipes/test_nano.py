@@ -144,3 +144,19 @@ def test_an_unknown_setting_is_a_status_2_that_names_the_nearest(capsys):
     assert "optim.learning" in capsys.readouterr().err
     assert nano.main(["--stage", "build", "--only", "weather"]) == 2
     assert "weather" in capsys.readouterr().err
+
+
+def test_a_share_takes_fewer_documents_of_every_source(monkeypatch, capsys):
+    seen = {}
+
+    def build(recipe, only, jobs):
+        seen.update(recipe.sources)
+        return True
+
+    monkeypatch.setattr(nano, "build", build)
+    assert nano.main(["--stage", "build", "--share", "0.25"]) == 0
+    whole = nano.joint().sources
+    assert seen.keys() == whole.keys()
+    assert all(seen[name] == -(-whole[name] // 4) for name in whole)
+    assert nano.main(["--stage", "build", "--share", "0"]) == 2
+    assert "--share" in capsys.readouterr().err
