@@ -28,6 +28,9 @@ PICTURES: dict[str, str] = {
     "books": "m27.data.makers.books",
     "scenes": "m27.data.makers.scenes",
     "triples": "m27.data.makers.triples",
+    "made_books": "m27.data.makers.made_books",
+    "languages": "m27.data.makers.languages",
+    "heard_pictures": "m27.data.makers.heard_pictures",
 }
 SOUNDS: dict[str, str] = {
     "environment": "m27.data.sources.environment",

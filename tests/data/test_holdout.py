@@ -4,12 +4,21 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from m27.data import holdout, likeness, registry
-from m27.data.sources import emoji, openclipart, stamps, storybooks
+from m27.data.sources import (
+    emoji,
+    fashion,
+    fluent,
+    openclipart,
+    quickdraw,
+    stamps,
+    storybooks,
+)
 from m27.data.sources.base import Item, SourceError, of_split, shared_data, split
 from m27.data.sources.pictures import SOURCES, pictures
 
@@ -125,6 +134,39 @@ def test_emoji_is_held_out_in_both_styles() -> None:
     assert len(styles["google:True"] & styles["fluent3d:True"]) > 150
     assert not styles["google:True"] & styles["fluent3d:False"]
     assert not styles["fluent3d:True"] & styles["google:False"]
+
+
+def test_drawn_emoji_are_held_out_with_the_others() -> None:
+    need("emoji")
+    if not rendered_is_there("fluent"):
+        pytest.skip("the drawings are not on this machine (m27 data fetch)")
+    held = {item.concept for item in emoji.items() if split(item) == "test"}
+    sides: dict[str, set[str]] = defaultdict(set)
+    for item in fluent.items():
+        sides["test" if split(item) == "test" else "train"].add(item.concept)
+        assert item.source == "emoji"
+    assert sides["test"] <= held
+    assert not sides["train"] & held
+    assert len(sides["test"]) > 100
+
+
+@pytest.mark.parametrize("source", [fashion, quickdraw])
+def test_small_pictures_are_held_out_by_what_they_hold(source: ModuleType) -> None:
+    if not rendered_is_there(source.NAME):
+        pytest.skip(f"{source.NAME} is not on this machine (m27 data fetch)")
+    sides: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, set[str]] = defaultdict(set)
+    for item in source.items():
+        sides[split(item)].add(item.content_hash)
+        names[split(item)].add(item.text)
+    assert not sides["train"] & sides["test"]
+    assert 0.08 < len(sides["test"]) / len(sides["train"]) < 0.14
+    assert names["train"] == names["test"], "every name is known on both sides"
+
+
+def rendered_is_there(source: str) -> bool:
+    """Whether pictures that are made once have been made: that takes longer than a test may."""
+    return any((registry.cache_folder() / "generated").glob(f"{source}-*"))
 
 
 @pytest.mark.parametrize(

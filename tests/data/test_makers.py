@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from m27.codec import media
-from m27.data import holdout
+from m27.data import boxes, holdout
 from m27.data import messages as say
 from m27.data.makers import books, canvas, scenes, triples
 from m27.data.prompts import PROMPTS, ask
@@ -158,13 +158,13 @@ def test_a_color_is_named_only_where_it_rules() -> None:
 
 
 def test_boxes_keep_to_the_grid() -> None:
-    assert canvas.spelled((0, 16, 40, 128)) == "0 1 2 8", "40 is as near to 2 as to 3: the even one"
-    assert canvas.spelled((50, 50, 52, 52)) == "3 3 4 4", "at least one unit"
-    assert canvas.spelled((3, 0, 62, 63), 64) == "0 0 8 8"
-    assert canvas.overlap((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
-    assert canvas.overlap((0, 0, 2, 2), (3, 3, 4, 4)) == 0
-    assert canvas.fits_grid((0, 16, 40, 128))
-    assert not canvas.fits_grid((50, 50, 52, 52))
+    assert boxes.spelled((0, 16, 40, 128)) == "0 1 2 8", "40 is as near to 2 as to 3: the even one"
+    assert boxes.spelled((50, 50, 52, 52)) == "3 3 4 4", "at least one unit"
+    assert boxes.spelled((3, 0, 62, 63), 64) == "0 0 8 8"
+    assert boxes.overlap((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
+    assert boxes.overlap((0, 0, 2, 2), (3, 3, 4, 4)) == 0
+    assert boxes.fits_grid((0, 16, 40, 128))
+    assert not boxes.fits_grid((50, 50, 52, 52))
 
 
 @pytest.mark.parametrize(
@@ -190,9 +190,9 @@ def test_scene_documents(pool: list[Item], monkeypatch: pytest.MonkeyPatch) -> N
         if task in ("scene_caption",):
             assert words_of(document)[0] == PROMPTS[task][0]
         assert len(document["messages"]) == 2
-    boxes = [words_of(d)[1] for d in test if d["task"] == "scene_box"]
-    assert boxes
-    assert all(re.fullmatch(r"[0-8]( [0-8]){3}", box) for box in boxes)
+    corners = [words_of(d)[1] for d in test if d["task"] == "scene_box"]
+    assert corners
+    assert all(re.fullmatch(r"[0-8]( [0-8]){3}", box) for box in corners)
     kinds = [d["id"].rsplit("/", 1)[1] for d in test if d["task"] == "scene_relation"]
     assert set(kinds) == {"where", "what", "is"}
 
@@ -285,8 +285,15 @@ def test_triples(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stamps, "sounds", sounds)
     monkeypatch.setattr(stamps, "spoken", lambda: iter(()))
-    tasks = [d["task"] for d in triples.documents("train", 0)]
-    assert tasks == ["sound_for_picture", "picture_for_sound", "name_sound", "sound_for_text"]
+    made = list(triples.documents("train", 0))
+    tasks = [d["task"] for d in made]
+    ways = ["sound_for_picture", "picture_for_sound", "name_sound", "sound_for_text"]
+    assert tasks == ways * triples.VARIANTS
+    assert len({d["id"] for d in made}) == len(made)
+    shown = [d["messages"][0]["content"][0]["image"] for d in made[:: len(ways)]]
+    assert all(picture.shape == (128, 128, 3) for picture in shown)
+    assert len({picture.tobytes() for picture in shown}) > triples.VARIANTS / 2, "they vary"
+    assert len(list(triples.documents("test", 0))) == len(ways)
     heard = next(d for d in triples.documents("test", 0) if d["task"] == "name_sound")
     assert words_of(heard) == [PROMPTS["name_sound"][0], "owl"]
 

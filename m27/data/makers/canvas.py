@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from m27.codec import media
+from m27.data.boxes import Box, spelled
 from m27.data.sources import emoji, fluent, openclipart, stamps, tiny_imagenet
 from m27.data.sources.base import Item, Side, of_split, with_article
 
 SIZE = 128
-GRID = 8  # a box counts the lines between the codes of a picture: 0 … 8, 16 pixels apart
 COLORS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
     "black": (25, 25, 25),
@@ -39,14 +39,11 @@ _FOLDERS = ("animals", "food", "vehicles", "household", "clothes", "hobbies", "p
 _GROUPS = ("animals-nature", "food-drink", "objects", "activities", "travel-places")
 _CLIP_ART = ("animals", "food", "tools", "plants", "transportation", "buildings", "decorations")
 _NO_THING = ("foggy", "sunrise", "sunset", "timer clock")
-_NO_COLOR = ("white", "gray", "black")
 # Hue in degrees below which a color's band ends, in order; beyond the last it is red again.
 _HUES = ((14, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (255, "blue"))
 _MORE_HUES = ((292, "purple"), (342, "pink"), (361, "red"))
 _PURE = 0.72  # share of one color from which on a thing has that color
 _LARGE_FILE = 150_000  # bytes of clip art that is slow to decode
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -90,33 +87,6 @@ class Scene:
     caption: str
     background: str
     things: tuple[Thing, ...]
-
-
-def on_grid(box: Box, size: int = SIZE) -> Box:
-    """A box in pixels of a square picture of `size`, rounded to the grid; at least one unit wide."""
-    x0, y0, x1, y1 = (min(GRID, max(0, round(value * GRID / size))) for value in box)
-    x0, y0 = min(x0, GRID - 1), min(y0, GRID - 1)
-    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
-
-
-def spelled(box: Box, size: int = SIZE) -> str:
-    """A box as an answer: "2 1 6 5"."""
-    return " ".join(str(value) for value in on_grid(box, size))
-
-
-def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """Intersection over union of two boxes x0, y0, x1, y1."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(0.0, wide) * max(0.0, high)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return shared / (sum(areas) - shared) if shared else 0.0
-
-
-def fits_grid(box: Box, size: int = SIZE, least: float = 0.6) -> bool:
-    """Whether rounding to the grid keeps `least` of a box's overlap with itself."""
-    unit = size / GRID
-    return overlap(box, tuple(value * unit for value in on_grid(box, size))) >= least
 
 
 def cutouts(split: Side) -> list[Item]:
@@ -170,18 +140,21 @@ def background(
     if photos and kind < 0.2:
         return rng.choice(photographs(split)).copy(), PHOTOGRAPH, "on a photograph"
     name = rng.choice([color for color in COLORS if color != without])
+    return colored_paper(rng, name, graded=kind < 0.5), name, f"on {with_article(name)} background"
+
+
+def colored_paper(rng: random.Random, name: str, graded: bool = False) -> Image.Image:
+    """A canvas of a color of `COLORS`, or one graded from it to a paler one."""
     color = np.array(COLORS[name], np.float32)
-    said = f"on {with_article(name)} background"
-    if kind < 0.5:
+    if graded:
         paler = color + (255 - color) * 0.45
         ramp = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None, None]
         rows = color * (1 - ramp) + paler * ramp
         pixels = np.broadcast_to(rows, (SIZE, SIZE, 3)).astype(np.uint8)
         if rng.random() < 0.5:
             pixels = pixels.swapaxes(0, 1)
-        return Image.fromarray(np.ascontiguousarray(pixels)), name, said
-    fill = (int(color[0]), int(color[1]), int(color[2]))
-    return Image.new("RGB", (SIZE, SIZE), fill), name, said
+        return Image.fromarray(np.ascontiguousarray(pixels))
+    return Image.new("RGB", (SIZE, SIZE), (int(color[0]), int(color[1]), int(color[2])))
 
 
 @lru_cache(maxsize=6000)
@@ -231,6 +204,8 @@ def color_of(rgba: NDArray[np.uint8]) -> str:
     warm = np.isin(names, ("red", "orange"))
     names[warm & (high < 0.62) & ((names == "orange") | (saturation < 0.6))] = "brown"
     names[(names == "red") & (saturation < 0.5) & (high > 0.8)] = "pink"
+    faint = np.isin(names, ("orange", "yellow", "red")) & (saturation < 0.5)
+    names[faint] = "skin"  # beige, tan and the like, for which there is no word here
     plain = saturation < 0.14
     names[plain] = np.where(high[plain] > 0.86, "white", "gray")
     names[high < 0.22] = "black"
@@ -239,7 +214,8 @@ def color_of(rgba: NDArray[np.uint8]) -> str:
         names = names[~dark]
     found, counts = np.unique(names, return_counts=True)
     best = int(counts.argmax())
-    return str(found[best]) if counts[best] >= _PURE * len(names) else ""
+    rules = found[best] != "skin" and counts[best] >= _PURE * len(names)
+    return str(found[best]) if rules else ""
 
 
 def paste(canvas: Image.Image, item: Item, corner: tuple[int, int], side: int) -> Thing:

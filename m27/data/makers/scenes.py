@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from PIL import Image, ImageDraw
 
 from m27.data import messages as say
+from m27.data.boxes import GRID, fits_grid
 from m27.data.makers import canvas as paper
-from m27.data.makers.canvas import COLORS, GRID, PHOTOGRAPH, SHAPES, SIZE, Scene, Thing, cutouts
+from m27.data.makers.canvas import COLORS, PHOTOGRAPH, SHAPES, SIZE, Scene, Thing, cutouts
 from m27.data.prompts import ask
 from m27.data.sources.base import Document, Item, Side, plain, with_article
 
@@ -85,7 +86,7 @@ def counted(rng: random.Random, pool: list[Item], split: Side = "train") -> Scen
     kinds = _kinds(rng, pool, rng.choice((1, 1, 2)))
     limit = 5 if len(kinds) == 1 else 4
     numbers = [rng.randint(1, limit) for _ in kinds]
-    canvas, color, words = paper.background(rng, split)
+    canvas, color, words = _paper(rng, kinds[0], split)
     cells = rng.sample([(c, r) for r in range(3) for c in range(3)], sum(numbers))
     things = []
     for item, number in zip(kinds, numbers, strict=True):
@@ -98,7 +99,7 @@ def counted(rng: random.Random, pool: list[Item], split: Side = "train") -> Scen
 def related(rng: random.Random, pool: list[Item], split: Side = "train") -> Scene:
     """Two kinds, one left of, right of, above or below the other, a little out of line."""
     first, second = _kinds(rng, pool, 2)
-    canvas, color, words = paper.background(rng, split)
+    canvas, color, words = _paper(rng, first, split)
     word = rng.choice(RELATIONS)
     near, far = (rng.uniform(26, 36), rng.uniform(92, 102))
     start, end = (near, far) if word in ("left", "above") else (far, near)
@@ -118,7 +119,7 @@ def related(rng: random.Random, pool: list[Item], split: Side = "train") -> Scen
 def single(rng: random.Random, pool: list[Item], split: Side = "train") -> Scene:
     """One thing anywhere, of any size from a third to nearly all of the picture."""
     (item,) = _kinds(rng, pool, 1)
-    canvas, color, words = paper.background(rng, split)
+    canvas, color, words = _paper(rng, item, split)
     side = rng.choice((rng.randint(40, 64), rng.randint(64, 112)))
     return _alone(canvas, item, side, color, words, rng)
 
@@ -172,7 +173,7 @@ def questions(task: str, scene: Scene, rng: random.Random, phrase: random.Random
     elif task == "scene_where":
         pairs = [(t.name, t.place) for t in alone if t.clear_place]
     else:
-        pairs = [(t.name, t.corners) for t in alone if paper.fits_grid(t.box)]
+        pairs = [(t.name, t.corners) for t in alone if fits_grid(t.box)]
     return [("", ask(task, phrase, text=name), answer) for name, answer in pairs]
 
 
@@ -253,6 +254,11 @@ def _kinds(rng: random.Random, pool: list[Item], number: int) -> list[Item]:
         if all(item.text != other.text for other in chosen):
             chosen.append(item)
     return chosen
+
+
+def _paper(rng: random.Random, item: Item, split: Side) -> tuple[Image.Image, str, str]:
+    """A background that is not of the item's own color."""
+    return paper.background(rng, split, without=paper.color_named(item))
 
 
 def _size(rng: random.Random) -> float:

@@ -15,7 +15,7 @@ from m27.data.messages import document, phrasing, shuffled, sound, turn, words
 from m27.data.prompts import ask
 from m27.data.registry import fetch
 from m27.data.sources.base import Document, Item, Side, with_article
-from m27.data.sources.clips import RATE, digest, fade, level, lowest, on_side, stored
+from m27.data.sources.clips import RATE, Samples, digest, fade, level, lowest, on_side, stored
 from m27.data.sources.soundfont import SoundFont, SoundFontError
 
 NAME = "instruments"
@@ -49,6 +49,19 @@ INSTRUMENTS: dict[str, tuple[int, int, int]] = {
     "clarinet": (71, 50, 86),
     "flute": (73, 60, 94),
     "banjo": (105, 48, 79),
+}
+# Name → family, by the groups of General MIDI: keyboard is its pianos and organs (programs 0–7 and
+# 16–23), guitar its guitars and basses (24–39), strings 40–46, brass 56–63, woodwind its reeds and
+# pipes (64–79), percussion its tuned percussion (8–15). Three stand elsewhere than in its groups:
+# timpani (47) with percussion, the choir (52) alone as voice, the banjo (105) with the guitars.
+FAMILIES: dict[str, str] = {
+    **dict.fromkeys(("piano", "harpsichord", "organ", "accordion"), "keyboard"),
+    **dict.fromkeys(("music box", "vibraphone", "xylophone", "bells", "timpani"), "percussion"),
+    **dict.fromkeys(("guitar", "electric guitar", "bass", "banjo"), "guitar"),
+    **dict.fromkeys(("violin", "cello", "harp"), "strings"),
+    **dict.fromkeys(("choir",), "voice"),
+    **dict.fromkeys(("trumpet", "trombone", "tuba"), "brass"),
+    **dict.fromkeys(("saxophone", "oboe", "clarinet", "flute"), "woodwind"),
 }
 FLUID, OTHER = "fluid-soundfont-gm", "timgm6mb-soundfont"
 VELOCITIES = (64, 100)
@@ -148,21 +161,49 @@ def register(name: str, key: int) -> str:
     return "low" if key < low + third else "high" if key >= high + 1 - third else ""
 
 
+def wanted(item: Item, rng: random.Random | None) -> str:
+    """What a request for a note says: "a low note on a cello"; in training also "short" and "soft".
+
+    In training each of the words is left out now and then, so that fewer suffice.
+    """
+    key, soft = int(item.meta["key"]), item.key.endswith(f"/{VELOCITIES[0]}")
+    where = register(item.text, key)
+    if rng is None:
+        said = [where]
+    else:
+        # As `_note` chooses how long a key is held.
+        velocity = int(item.key.rsplit("/", 1)[1])
+        short = "" if (key + velocity) % 3 else "short"
+        told = ("soft" if soft else "", short, where)
+        said = [word for word in told if rng.random() < 0.7]
+    words_ = " ".join(word for word in said if word)
+    name = with_name(item.text)
+    return f"a {words_} note on {name}" if words_ else name
+
+
+def played_again(samples_T: Samples, rng: random.Random) -> Samples:
+    """The same note somewhat softer or louder, begun up to 40 ms later: another example of it."""
+    start = rng.randrange(int(0.04 * RATE))
+    return fade((samples_T[start:] * rng.uniform(0.55, 1.15)).clip(-1, 1), 0.005)
+
+
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
-    """`name_instrument` of every note, and `sound_for_text` ("a low note on a cello") of the loud.
+    """`name_instrument` and `name_family` of every note, and `sound_for_text` of those of Fluid.
 
     The test side is both the held-out pairs and the held-out bank; the key in the id names it.
+    Phrases are named as well, in training.
     """
     for item in shuffled(on_side(items(), split), seed):
-        if item.meta["kind"] != "note" or item.audio is None:
+        if item.audio is None:
             continue
         rng = phrasing(split, seed, item.key)
         heard = sound(item.audio)
         messages = turn([heard, words(ask("name_instrument", rng))], [words(item.text)])
         yield document(item.key, "name_instrument", NAME, messages)
-        if item.meta["font"] == FLUID and item.key.endswith(f"/{VELOCITIES[1]}"):
-            where = register(item.text, item.meta["key"])
-            name = with_name(item.text)
-            wanted = f"a {where} note on {name}" if where else name
-            request = words(ask("sound_for_text", rng, text=wanted))
+        again = heard if rng is None else sound(played_again(item.audio, rng))
+        family = words(FAMILIES[item.text])
+        messages = turn([again, words(ask("name_family", rng))], [family])
+        yield document(item.key, "name_family", NAME, messages)
+        if item.meta["kind"] == "note" and item.meta["font"] == FLUID:
+            request = words(ask("sound_for_text", rng, text=wanted(item, rng)))
             yield document(item.key, "sound_for_text", NAME, turn([request], [heard]))

@@ -76,6 +76,22 @@ def caption(path: Path) -> str:
     return plain(re.split(r",? (?:also|sometimes) (?:called|known)|, which", sentence)[0])
 
 
+def translations(languages: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Key of a stamp → language → its caption there, without the closing full stop.
+
+    A caption that is the English one, left as it was, is no translation.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for path in pictures():
+        first, *rest = path.with_suffix(".txt").read_text("utf-8", errors="replace").split("\n")
+        for line in rest:
+            language, _, text = line.partition(".utf8=")
+            text = re.sub(r"\s+", " ", text).strip().rstrip(".")
+            if language in languages and text and text != first.strip().rstrip("."):
+                found.setdefault(_key(path), {})[language] = text
+    return found
+
+
 def load_sound(path: Path, seconds: float = MAX_SECONDS) -> NDArray[np.float32]:
     """A sound file as float32 [T] at 16 kHz: silence cut off, at most `seconds`, peak 0.9."""
     from m27.codec import media
