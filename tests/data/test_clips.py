@@ -100,3 +100,17 @@ def test_lowest_is_exact_and_ignores_order():
     assert held == clips.lowest(reversed(keys), 10, "salt")
     assert held != clips.lowest(keys, 10, "pepper")
     assert held <= clips.lowest(keys, 11, "salt")
+
+
+def test_warp_makes_a_clip_faster_and_higher():
+    out = clips.warp(tone(1.0, hertz=400), 1.25)
+    assert out.size == pytest.approx(0.8 * clips.RATE, abs=2)
+    spectrum = np.abs(np.fft.rfft(out[2000:10_000]))
+    assert spectrum.argmax() * clips.RATE / 8000 == pytest.approx(500, abs=4)
+
+
+def test_a_hash_lies_in_the_unit_interval_and_goes_with_lowest():
+    keys = [f"clip {number}" for number in range(400)]
+    places = {key: clips.hashed(key, "some") for key in keys}
+    assert all(0 <= place < 1 for place in places.values())
+    assert set(sorted(keys, key=places.__getitem__)[:40]) == clips.lowest(keys, 40, "some")

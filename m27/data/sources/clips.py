@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m27.codec.media import resample
 from m27.data.progress import track
 from m27.data.registry import cache_folder
 from m27.data.sources.base import Item, Side, SourceError
@@ -71,6 +72,11 @@ def fade(samples_T: Samples, seconds: float = 0.01) -> Samples:
     return wave
 
 
+def warp(samples_T: Samples, factor: float) -> Samples:
+    """The clip played `factor` times as fast, thus higher: nearly another speaker, for nothing."""
+    return fade(resample(samples_T, round(RATE * factor), RATE), 0.002)
+
+
 def loudest(samples_T: Samples, seconds: float) -> Samples:
     """The window of at most `seconds` that holds the most energy, faded at its ends; shorter clips
     come back whole.
@@ -119,6 +125,12 @@ def lowest(keys: Iterable[str], count: int, salt: str) -> set[str]:
         set(keys), key=lambda key: hashlib.sha256(f"m27-holdout:{salt}:{key}".encode()).digest()
     )
     return set(ranked[:count])
+
+
+def hashed(key: str, salt: str) -> float:
+    """Where a key lies in [0, 1), by its salted SHA-256: always the same, whatever else there is."""
+    digest = hashlib.sha256(f"m27-holdout:{salt}:{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def stored(name: str, revision: str, make: Callable[[], Iterable[Item]]) -> Iterator[Item]:

@@ -1,9 +1,10 @@
-"""Kokoro-82M: natural speech of short everyday sentences in twelve English voices, two held out.
+"""Kokoro-82M: natural speech of short everyday sentences in 16 English voices, two held out.
 
 The model (Apache-2.0) comes as shards of one ONNX file from npm, its voices with `kokoro-js`; it
-reads IPA, which eSpeak NG writes. It costs about 0.7 s of processor time a second of speech, so
-every utterance is kept as FLAC under `generated/kokoro`, by the hash of voice and text: a build
-that is broken off goes on where it was. Needs `onnxruntime` and `soundfile` (extra `data`).
+reads IPA, which eSpeak NG writes. It costs more than a second of processor time a second of speech,
+so utterances are made apart (`python -m recipes.speech`), each kept as FLAC under
+`generated/kokoro` by the hash of voice and text; a reader takes those that are there. Making them
+needs `onnxruntime` and `soundfile` (extra `data`).
 
 Shapes: N tokens, T samples at 16 kHz.
 """
@@ -13,10 +14,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
 import os
+import random
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,7 +30,7 @@ from m27.data.progress import track
 from m27.data.registry import Package, cache_folder, fetch
 from m27.data.sources import espeak, sentences
 from m27.data.sources.base import Document, Item, Side, SourceError
-from m27.data.sources.clips import RATE, Samples, fade, level, on_side, trim
+from m27.data.sources.clips import RATE, Samples, fade, level, on_side, trim, warp
 from m27.data.sources.speech import LONGEST, spoken_documents
 
 NAME = "kokoro"
@@ -47,11 +52,12 @@ VOICE_PACKAGE = Package(
     "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
 )
 TRAIN_VOICES = (
-    *("af_heart", "af_bella", "af_nicole", "af_sarah", "am_michael", "am_fenrir"),
-    *("am_puck", "bf_emma", "bm_george", "bm_fable"),
+    *("af_heart", "am_michael", "bf_emma", "bm_george", "af_bella", "am_puck", "af_sarah"),
+    *("bm_fable", "af_nova", "am_fenrir", "bf_isabella", "af_sky", "am_eric", "bm_daniel"),
 )
 TEST_VOICES = ("af_kore", "bm_lewis")
-COUNT = 300
+TESTS, COUNT = 200, 8000
+COPIES = 4  # of a clip in training, all but the first warped
 _MODEL_RATE = 24_000
 
 # The model's symbol table: a symbol's id is its place, 0 is the pad at both ends (of StyleTTS 2).
@@ -126,38 +132,86 @@ def speak(text: str, voice: str, speed: float = 1.0) -> Samples:
 
 
 def plan() -> list[tuple[str, str, Side]]:
-    """Text, voice and side of each utterance: 300 everyday sentences, each in one voice."""
-    sides = sentences.sides(sentences.everyday())
-    every: list[tuple[str, str, Side]] = []
-    for number, (text, side) in enumerate(itertools.islice(sides.items(), COUNT)):
-        voices = TRAIN_VOICES if side == "train" else TEST_VOICES
-        every.append((text, voices[number % len(voices)], side))
-    return every
+    """Text, voice and side of each utterance, the most wanted first: any beginning is of use.
+
+    First half of the test clips (a held-out sentence in a held-out voice each), then training in
+    all voices in turn, every fifth clip a word or phrase; the other test clips after 1,000 clips.
+    """
+    sides = sentences.sides([text for text in sentences.everyday() if len(text.split()) <= 6])
+    tests = [text for text, side in sides.items() if side == "test"][:TESTS]
+    heard = itertools.cycle(text for text, side in sides.items() if side == "train")
+    short = sorted(text for text in sentences.phrases() if sentences.side_of(text) == "train")
+    random.Random("m27-kokoro").shuffle(short)
+    parts = itertools.cycle(short)
+    texts = (next(parts) if place % 5 == 2 else next(heard) for place in range(COUNT))
+    trains: list[tuple[str, str, Side]] = []
+    for place, text in enumerate(texts):
+        # One step more every round, or a text that comes again would come in its old voice.
+        voice = TRAIN_VOICES[(place + place // len(TRAIN_VOICES)) % len(TRAIN_VOICES)]
+        trains.append((text, voice, "train"))
+    asked: list[tuple[str, str, Side]] = [
+        (text, TEST_VOICES[place % len(TEST_VOICES)], "test") for place, text in enumerate(tests)
+    ]
+    half = TESTS // 2
+    return list(dict.fromkeys(asked[:half] + trains[:1000] + asked[half:] + trains[1000:]))
 
 
-def _kept(text: str, voice: str) -> Path:
-    """The FLAC file of one utterance, rendered now if it is not there."""
+def kept(text: str, voice: str) -> Path:
+    """Where the FLAC file of one utterance lies, or would lie."""
+    name = hashlib.sha256(f"kokoro-82m-1.0|{voice}|{text}".encode()).hexdigest()[:24]
+    return cache_folder() / "generated" / "kokoro" / f"{name}.flac"
+
+
+def render(part: int = 0, parts: int = 1, seconds: float = math.inf) -> int:
+    """Make what is missing of the plan, every `parts`-th from `part` on; how many were made.
+
+    Stops after `seconds`; a later call goes on. Raises SourceError without `onnxruntime`.
+    """
     import soundfile
 
-    name = hashlib.sha256(f"kokoro-82m-1.0|{voice}|{text}".encode()).hexdigest()[:24]
-    path = cache_folder() / "generated" / "kokoro" / f"{name}.flac"
-    if not path.is_file():
+    end, made = time.monotonic() + seconds, 0
+    for text, voice, _ in plan()[part::parts]:
+        path = kept(text, voice)
+        if path.is_file():
+            continue
+        if time.monotonic() > end:
+            break
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         soundfile.write(temporary, speak(text, voice), RATE, format="FLAC", subtype="PCM_16")
         os.replace(temporary, path)
-    return path
+        made += 1
+    return made
 
 
 def items() -> Iterator[Item]:
-    """Every utterance of at most 3 s, both sides; `concept` and `text` are what is said."""
-    for text, voice, side in track(plan(), "kokoro speech", COUNT):
-        audio = read_audio(_kept(text, voice))
+    """Every utterance made so far of at most 3 s; `concept` and `text` are what is said.
+
+    Raises SourceError where none has been made.
+    """
+    ready = [line for line in plan() if kept(line[0], line[1]).is_file()]
+    if not ready:
+        raise SourceError("kokoro: no speech made yet (python -m recipes.speech --minutes 30)")
+    for text, voice, side in track(ready, "kokoro speech", len(ready)):
+        audio = read_audio(kept(text, voice))
         if audio.size <= LONGEST * RATE:
-            meta = {"split": side, "voice": voice, "own": False, "kind": "everyday"}
+            kind = "everyday" if len(text.split()) > 2 else "word"
+            meta = {"split": side, "voice": voice, "own": False, "kind": kind}
             yield Item(f"{NAME}/{side}/{voice}/{text}", text, text, audio=audio, meta=meta)
 
 
+def tests() -> list[Item]:
+    """Held-out sentences in held-out voices, in the order of the plan: any beginning is fair."""
+    return [item for item in on_side(items(), "test") if item.meta["kind"] == "everyday"]
+
+
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
-    """`transcribe`: natural speech → lower-case text."""
-    yield from spoken_documents(NAME, list(on_side(items(), split)), split, seed)
+    """`transcribe`: natural speech → lower-case text; in training each clip also comes warped."""
+    every: list[Item] = []
+    for item in on_side(items(), split):
+        every.append(item)
+        draw = random.Random(f"warp:{item.key}")
+        for copy in range(1, COPIES if split == "train" else 1):
+            audio = warp(cast(Samples, item.audio), draw.uniform(0.87, 1.15))
+            every.append(replace(item, key=f"{item.key}/{copy}", audio=audio))
+    yield from spoken_documents(NAME, every, split, seed)

@@ -1,19 +1,35 @@
-"""Synthetic speech with exact transcripts: many eSpeak NG voices and four of flite, 3 s at most.
+"""Synthetic speech with exact transcripts: eSpeak NG and flite, 3 s at most.
 
-Held out: one text in ten, and whole voices. A training clip has a training text in a training
-voice. A test clip has a held-out text (or a single word or phrase, all of which training has heard)
-in a held-out voice. One voice, flite's `slt`, is what the model itself speaks with: it reads every
-text, and a held-out text in it is the reference of the task `speak`.
+Held out: texts by their hash, and whole voices. A training clip has a training text in a training
+voice. A test clip has a held-out text (or a single word, all of which training has heard) in a
+held-out voice. One voice is what the model itself speaks with: it says every short text, and a
+held-out text in it is the reference of the task `speak`.
+
+What the model learns from is easy on purpose: words, then sentences of a small vocabulary, in few
+clear voices, each warped a little. Clauses of two books in over fifty voices are there for the
+audio codec alone, which is to carry any speech.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from m27.data.messages import document, phrasing, shuffled, sound, turn, words
 from m27.data.prompts import ask
 from m27.data.sources import espeak, flite, sentences
 from m27.data.sources.base import Document, Item, Side
-from m27.data.sources.clips import RATE, Samples, digest, fade, level, on_side, stored, trim
+from m27.data.sources.clips import (
+    RATE,
+    Samples,
+    digest,
+    fade,
+    hashed,
+    level,
+    on_side,
+    stored,
+    trim,
+    warp,
+)
 
 NAME = "speech"
 LICENCE = f"espeak-ng {espeak.LICENCE}; flite {flite.LICENCE}"
@@ -30,108 +46,140 @@ TRAIN_VARIANTS: tuple[str, ...] = (
     *("rob", "robert", "sandro", "shelby", "steph", "travis", "victor", "zac"),
 )
 TEST_VARIANTS = ("f4", "m7", "linda", "Andy", "Alicia", "steph3")
-CLEAR = ("en-us", "en", "en-gb-x-rp")
-OWN_VOICE = "slt"
-TRAIN_FLITE = ("kal16", "rms", OWN_VOICE)
+CLEAR_ACCENTS = ("en-us", "en-us", "en-gb-x-rp")
+CLEAR_VARIANTS = ("", "f2", "f5", "m1", "m3", "Annie", "Michael", "max")
+TRAIN_FLITE = ("rms", "slt")
 TEST_FLITE = ("awb",)
 LONGEST = 3.0
-_REVISION = 4
+_REVISION = 5
 
 
-def render(text: str, voice: espeak.Voice | str) -> Samples:
+@dataclass(frozen=True)
+class Reader:
+    """A voice of eSpeak or (by name) of flite, and how much faster and higher it is played."""
+
+    voice: espeak.Voice | str
+    warp: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The voice's name, without the warp."""
+        return self.voice.name if isinstance(self.voice, espeak.Voice) else self.voice
+
+
+OWN = Reader("kal16")
+
+
+def render(text: str, reader: Reader) -> Samples:
     """One utterance at the project's loudness, without silence at its ends: float32 [T].
 
-    A name is a voice of flite. Raises SourceError for an unknown voice.
+    Raises SourceError for an unknown voice.
     """
-    if isinstance(voice, espeak.Voice):
-        wave = espeak.speak(text, voice)
+    if isinstance(reader.voice, espeak.Voice):
+        wave = espeak.speak(text, reader.voice)
     else:
-        wave = flite.speak(text, voice)
-    return fade(level(trim(wave)))
+        wave = flite.speak(text, reader.voice)
+    wave = fade(level(trim(wave)))
+    return wave if reader.warp == 1.0 else warp(wave, reader.warp)
 
 
-def _voices(text: str, side: Side, copies: int) -> Iterator[espeak.Voice | str]:
-    """Voices for the copies of a text, drawn by the text, so that a new text moves no old one."""
+def _readers(text: str, side: Side, copies: int, clear: bool = True) -> Iterator[Reader]:
+    """Readers of the copies of a text, drawn by the text, so that a new text moves no old one."""
     draw = random.Random(f"{side}:{text}")
-    variants = TRAIN_VARIANTS if side == "train" else TEST_VARIANTS
-    recorded = TRAIN_FLITE if side == "train" else TEST_FLITE
+    accents = CLEAR_ACCENTS if clear else ACCENTS
+    variants = CLEAR_VARIANTS if clear else TRAIN_VARIANTS
+    if side == "test":
+        variants = TEST_VARIANTS
     for _ in range(copies):
         if draw.random() < 0.2:
-            yield draw.choice(recorded)
+            recorded = draw.choice(TRAIN_FLITE if side == "train" else TEST_FLITE)
+            yield Reader(recorded, round(draw.uniform(0.87, 1.17), 2) if side == "train" else 1.0)
         else:
-            yield espeak.Voice(
-                draw.choice(ACCENTS),
+            low, high = (140, 175) if clear else (140, 200)
+            voice = espeak.Voice(
+                draw.choice(accents),
                 draw.choice(variants),
-                rate=draw.randrange(140, 200),
+                rate=draw.randrange(low, high),
                 pitch=draw.randrange(25, 75),
                 spread=draw.randrange(30, 80),
             )
+            yield Reader(voice)
 
 
-def plan() -> Iterator[tuple[str, Side, str, list[espeak.Voice | str]]]:
-    """What is said: text, side, kind ("word", "everyday" or "read") and voices, each text once."""
-    phrases = sentences.phrases()
-    for text in phrases:
-        yield text, "train", "word", [OWN_VOICE, *_voices(text, "train", 3)]
-    for text in phrases[::3]:
-        yield text, "test", "word", list(_voices(text, "test", 1))
-    seen = set(phrases)
+def plan() -> Iterator[tuple[str, Side, str, list[Reader]]]:
+    """What is said: text, side, kind ("word", "everyday" or "read") and readers, each text once.
+
+    A single word is on both sides, in voices of the side.
+    """
+    seen = set[str]()
     for kind, copies, texts in (
-        ("everyday", 2, sentences.everyday()),
+        ("word", 2, sentences.phrases()),
+        ("everyday", 1, sentences.everyday()),
         ("read", 1, sentences.read_aloud()),
     ):
         fresh = [text for text in texts if text not in seen]
         seen.update(fresh)
         for text, side in sentences.sides(fresh).items():
-            voices = list(_voices(text, side, copies if side == "train" else 1))
-            yield text, side, kind, [OWN_VOICE, *voices]
+            clear = kind != "read"
+            readers = _readers(text, side, copies if side == "train" else 1, clear)
+            yield text, side, kind, [OWN, *readers] if clear else list(readers)
+            if side == "train" and " " not in text:
+                yield text, "test", kind, list(_readers(text, "test", 1))
 
 
 def _make() -> Iterator[Item]:
     """Render the plan."""
-    for text, side, kind, voices in plan():
-        for copy, voice in enumerate(voices):
-            wave = render(text, voice)
+    for text, side, kind, readers in plan():
+        for copy, reader in enumerate(readers):
+            wave = render(text, reader)
             if wave.size > LONGEST * RATE:
                 continue
-            label = voice.name if isinstance(voice, espeak.Voice) else voice
-            meta = {"split": side, "voice": label, "own": label == OWN_VOICE, "kind": kind}
+            meta = {"split": side, "voice": reader.name, "own": reader == OWN, "kind": kind}
             yield Item(f"{NAME}/{side}/{kind}/{text}/{copy}", text, text, audio=wave, meta=meta)
 
 
 def items() -> Iterator[Item]:
     """Every utterance, both sides; rendered at the first call, read from disk afterwards."""
-    voices = [ACCENTS, TRAIN_VARIANTS, TEST_VARIANTS, TRAIN_FLITE, TEST_FLITE, OWN_VOICE]
+    voices = [ACCENTS, TRAIN_VARIANTS, TEST_VARIANTS, CLEAR_ACCENTS, CLEAR_VARIANTS]
+    voices += [TRAIN_FLITE, TEST_FLITE, (OWN.name, OWN.warp)]
     texts = [sentences.phrases(), sentences.everyday(), sentences.read_aloud()]
     yield from stored(NAME, digest([_REVISION, voices, texts]), _make)
 
 
-def is_clear(voice: str) -> bool:
-    """Whether a voice is one of flite, or eSpeak's in an accent that people follow easily."""
-    return voice in (*TRAIN_FLITE, *TEST_FLITE) or voice.partition("+")[0] in CLEAR
+def tests() -> list[Item]:
+    """Held-out sentences in voices never trained on, in a fixed order, fair from the start."""
+    found = (i for i in on_side(items(), "test") if i.meta["kind"] == "everyday")
+    return shuffled((item for item in found if not item.meta["own"]), 27)
 
 
-def spoken_documents(name: str, items_: list[Item], side: Side, seed: int) -> Iterator[Document]:
+def say_tests(count: int = 100) -> list[Item]:
+    """`count` held-out sentences to be said; `audio` is the own voice saying each."""
+    found = (i for i in on_side(items(), "test") if i.meta["kind"] == "everyday")
+    return shuffled((item for item in found if item.meta["own"]), 27)[:count]
+
+
+def spoken_documents(
+    name: str, items_: Iterable[Item], side: Side, seed: int
+) -> Iterator[Document]:
     """`transcribe` for every clip, and `speak` for clips in the model's own voice.
 
-    On the test side a clip in the own voice is for `speak` alone: its voice has been heard.
+    The own voice is to be said more than heard: one clip in four of it is for `transcribe` too. On
+    the test side none is, as its voice has been heard.
     """
     for item in shuffled(items_, seed):
         if item.audio is None:
             continue
         rng = phrasing(side, seed, item.key)
-        if side == "train" or not item.meta["own"]:
+        own = bool(item.meta.get("own"))
+        if not own or (side == "train" and hashed(item.key, "heard") < 0.25):
             heard = [sound(item.audio), words(ask("transcribe", rng))]
             yield document(item.key, "transcribe", name, turn(heard, [words(item.text)]))
-        if item.meta["own"]:
+        if own:
             request = words(ask("speak", rng, text=item.text))
             yield document(item.key, "speak", name, turn([request], [sound(item.audio)]))
 
 
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
-    """`transcribe` and `speak`, lower-case text of 1 to 8 words, at most 3 s of speech.
-
-    Only clear voices: the accents outside `CLEAR` are for the codec, which is to carry any voice.
-    """
-    clear = [item for item in on_side(items(), split) if is_clear(item.meta["voice"])]
+    """`transcribe` and `speak`: lower-case words and short sentences, 3 s at most, clear."""
+    clear = (item for item in on_side(items(), split) if item.meta["kind"] != "read")
     yield from spoken_documents(NAME, clear, split, seed)

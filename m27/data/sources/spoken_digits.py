@@ -7,7 +7,8 @@ from m27.codec.media import read_audio
 from m27.data import pairs
 from m27.data.sources import parquet
 from m27.data.sources.base import Document, Item, Side, shared_file
-from m27.data.sources.clips import fade, level, loudest, on_side, stored, trim
+from m27.data.sources.clips import fade, hashed, level, loudest, on_side, stored, trim
+from m27.data.sources.speech import spoken_documents
 
 NAME = "spoken-digits"
 LICENCE = "CC-BY-SA 4.0"
@@ -33,5 +34,9 @@ def items() -> Iterator[Item]:
 
 
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
-    """`name_word`: a spoken digit → its name."""
-    yield from pairs.spoken(on_side(items(), split), split, seed, NAME)
+    """`name_word`: a spoken digit → its name; in training also `transcribe` of some."""
+    found = list(on_side(items(), split))
+    yield from pairs.spoken(found, split, seed, NAME)
+    if split == "train":
+        some = [item for item in found if hashed(item.key, "transcribe") < 0.25]
+        yield from spoken_documents(NAME, some, split, seed)

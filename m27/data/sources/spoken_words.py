@@ -11,7 +11,8 @@ from m27.data import pairs
 from m27.data.holdout import content_hash
 from m27.data.sources import parquet
 from m27.data.sources.base import Document, Item, Side, shared_file
-from m27.data.sources.clips import fade, level, loudest, lowest, on_side, stored, trim
+from m27.data.sources.clips import fade, hashed, level, loudest, lowest, on_side, stored, trim
+from m27.data.sources.speech import spoken_documents
 
 NAME = "spoken-words"
 LICENCE = "Speech Commands CC-BY 4.0; wake words Apache-2.0"
@@ -49,5 +50,9 @@ def items() -> Iterator[Item]:
 
 
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
-    """`name_word`: a spoken word → the bare word."""
-    yield from pairs.spoken(on_side(items(), split), split, seed, NAME)
+    """`name_word`: a spoken word → the bare word; in training also `transcribe` of some."""
+    found = list(on_side(items(), split))
+    yield from pairs.spoken(found, split, seed, NAME)
+    if split == "train":
+        some = [item for item in found if hashed(item.key, "transcribe") < 0.5]
+        yield from spoken_documents(NAME, some, split, seed)
