@@ -2,8 +2,9 @@
 1``.
 
 Fetches Whisper-base's weights, has them hear every training sound once (kept in
-``.cache/codecs/audio-train``), then trains encoder and decoder on those features. A stopped run
-goes on where it was.
+``.cache/codecs/audio-train``), then trains encoder and decoder on those features. With ``--stage
+decoder --begin FILE`` the encoder of FILE stays as it is, with its codes, and the decoder gets
+better. A stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from m27.codec.audio import AudioCodec, AudioConfig
 from m27.codec.whisper_encoder import WhisperEncoder, read_ctranslate2
 from m27.data.registry import PACKAGES, fetch
 from m27.data.sources.sounds import sounds
-from m27.train.audio_codec import AudioTraining, train
+from m27.train.audio_codec import AudioTraining, train, work
 from m27.train.audio_corpus import Clip, prepare
+from m27.train.audio_decoder import DecoderTrainer, DecoderTraining
 from recipes.audio_notes import caption, notes
 
 # Hours of sound a source at most; what is not named has MOST. Synthetic speech repeats itself.
@@ -89,29 +91,49 @@ def ready(recipe: AudioTraining, minutes: float = 0.0) -> None:
     )
 
 
+def until(clock: str) -> float:
+    """Minutes from now to the next "HH:MM" of the clock in UTC, a minute less to start and to save."""
+    hour, minute = (int(part) for part in clock.split(":"))
+    now = datetime.now(UTC)
+    wanted = now.replace(hour=hour, minute=minute, second=0)
+    return ((wanted - now).total_seconds() % 86_400) / 60 - 1
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, then prepare and train."""
     parser = argparse.ArgumentParser(description="Train the audio codec.")
-    defaults = AudioTraining()
-    parser.add_argument("--minutes", type=float, default=defaults.minutes)
-    parser.add_argument("--steps", type=int, default=0, help="a budget of steps instead of minutes")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run", default=defaults.run)
-    parser.add_argument("--out", default=defaults.out)
-    parser.add_argument("--begin", default="", help="a codec's file to go on from")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=defaults.batch)
-    parser.add_argument("--lr", type=float, default=defaults.lr)
+    parser.add_argument("--stage", choices=("codec", "decoder"), default="codec")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--until", help="end at this time, HH:MM in UTC, instead")
+    parser.add_argument("--steps", type=int, help="a budget of steps instead of minutes")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--run")
+    parser.add_argument("--out")
+    parser.add_argument("--begin", help="a codec's file to go on from; the decoder stage needs one")
+    parser.add_argument("--device", help='"cpu" or "cuda"')
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--adversary-from", type=float, help="decoder stage: share of the run")
     parser.add_argument("--prepare-only", action="store_true")
     parser.add_argument("--prepare-minutes", type=float, default=0.0, help="then begin; 0: all")
-    given = vars(parser.parse_args(arguments))
-    only = given.pop("prepare_only")
-    minutes = given.pop("prepare_minutes")
-    recipe = replace(defaults, **given)
-    ready(recipe, minutes)
-    if not only:
-        print(train(recipe))
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    stage, only, minutes = (given.pop(k) for k in ("stage", "prepare_only", "prepare_minutes"))
+    if "until" in given:
+        given["minutes"] = until(given.pop("until"))
+    if stage == "codec":
+        if given.pop("adversary_from", None) is not None:
+            parser.error("--adversary-from is of the decoder stage")
+        recipe = AudioTraining(**given)
+        ready(recipe, minutes)
+        if not only:
+            print(train(recipe))
+        return
+    if "begin" not in given:
+        parser.error("the decoder stage needs --begin FILE, the codec whose encoder stays")
+    later = DecoderTraining(**given)
+    ready(later, minutes)
+    print(work(DecoderTrainer(later)))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 The encoder joins the first blocks of Whisper's encoder (what is said) with a convolutional
 branch on log-mel and pitch salience (how it sounds), at 40 Hz, and quantises. The decoder is
 convolutions with a little look-ahead that predict pitch and two envelopes for a source-filter
-synthesis, so that it streams. It reads no files but its own weights; bytes of sounds are
-``codec.media``'s business.
+synthesis, whose short-time spectrum a second network may correct; it streams. It reads no files
+but its own weights; bytes of sounds are ``codec.media``'s business.
 
 Shape suffixes: B batch, T samples, N codes, F frames (two a code), D width.
 """
@@ -12,36 +12,36 @@ Shape suffixes: B batch, T samples, N codes, F frames (two a code), D width.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import packing
 from .conv import ConvBlock
+from .istft import Refiner
 from .mel import (
     ACOUSTIC_BANDS,
-    FRAME,
     PITCH_BINS,
     acoustic_log_mel,
-    hold,
     pitch_hz,
     pitch_salience,
     whisper_log_mel,
 )
 from .packing import CodecError
 from .quantize import FSQ
-from .source_filter import CONTEXT, Frames, advance, synthesise
+from .source_filter import CONTEXT, REST, Frames, hold_from, synthesise
 from .whisper_encoder import WhisperEncoder
+
+if TYPE_CHECKING:
+    from .audio_stream import AudioStream
 
 FILE = "audio_codec.safetensors"
 HOP = 400
-REST = 120.0  # Hz of the pulse train before the first voiced frame
+VOCODERS = ("source-filter", "istft")
 _CORE = 240  # codes a window of a long sound
 _MARGIN = 40  # codes of context on either side of a window
 _PAD = 8_000  # samples of silence after what Whisper hears: it was trained on padded windows
@@ -49,7 +49,10 @@ _PAD = 8_000  # samples of silence after what Whisper hears: it was trained on p
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """Shape of an audio codec. ``levels`` of the FSQ, widths and depths of encoder and decoder."""
+    """Shape of an audio codec. ``levels`` of the FSQ, widths and depths of encoder and decoder.
+
+    ``vocoder`` is "source-filter", or "istft" where a `Refiner` corrects that wave.
+    """
 
     levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4, 2)
     whisper_blocks: int = 4
@@ -62,6 +65,13 @@ class AudioConfig:
     decoder_blocks: int = 8
     look_ahead: int = 6
     bands: int = 128
+    vocoder: str = "source-filter"
+    refiner_dim: int = 192
+    refiner_blocks: int = 3
+
+    def __post_init__(self) -> None:
+        if self.vocoder not in VOCODERS:
+            raise ValueError(f"audio codec: vocoder {self.vocoder!r} is none of {VOCODERS}")
 
 
 class Encoder(nn.Module):
@@ -160,6 +170,17 @@ class AudioCodec(nn.Module):
         self.encoder = Encoder(c)
         self.quantizer = FSQ(c.levels)
         self.decoder = Decoder(c)
+        self.refiner: Refiner | None = None
+        self.before = self.after = CONTEXT  # frames that a frame's samples depend on
+        if c.vocoder == "istft":
+            self.add_refiner()
+
+    def add_refiner(self) -> None:
+        """Turn a source-filter codec into one with a `Refiner` that changes nothing yet."""
+        c = replace(self.config, vocoder="istft")
+        self.config = c
+        self.refiner = Refiner(c.decoder_dim, c.refiner_dim, c.refiner_blocks)
+        self.before, self.after = CONTEXT + self.refiner.before, CONTEXT + self.refiner.after
 
     @property
     def codebook_size(self) -> int:
@@ -237,46 +258,57 @@ class AudioCodec(nn.Module):
         frames = self.predict(codes_BN)
         start = torch.full_like(frames[0][:, 0], REST)
         pitch = hold_from(start, frames[0], frames[1])
-        return self.render(pitch, start, start.double() * 0, 0, frames[2], frames[3])
+        at_rest = Frames(pitch, start, start.double() * 0, 0, frames[2], frames[3])
+        return self.render(at_rest, frames[4])
 
-    def predict(self, codes_BN: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Codes → pitch in Hz and voiced (bool), ``[B, 2N]``, and tone and noise envelopes ``[B,
-        2N, bands]``."""
-        logits, voicing, tone, noise = self.decoder.frames(
-            self.decoder.hidden(self.quantizer.vectors(codes_BN))
-        )
-        return self.decoder.pitch(logits), voicing > 0, tone, noise
+    def predict(self, codes_BN: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Codes → pitch in Hz and voiced (bool), ``[B, 2N]``, tone and noise envelopes ``[B, 2N,
+        bands]``, and what the refiner reads, ``[B, 2N, D]`` (D = 0 without one)."""
+        h_BND = self.decoder.hidden(self.quantizer.vectors(codes_BN))
+        logits, voicing, tone, noise = self.decoder.frames(h_BND)
+        return self.decoder.pitch(logits), voicing > 0, tone, noise, self.states(h_BND)
 
-    def render(
-        self, pitch: Tensor, start: Tensor, phase: Tensor, at: int, tone: Tensor, noise: Tensor
-    ) -> Tensor:
-        """Frames (see ``source_filter.Frames``) → waves, clipped to -1..1."""
-        return synthesise(Frames(pitch, start, phase, at, tone, noise)).clamp(-1, 1)
+    def states(self, h_BND: Tensor) -> Tensor:
+        """The decoder's states → what the refiner reads, ``[B, 2N, D]`` (D = 0 without one)."""
+        if self.refiner is None:
+            return h_BND.new_zeros(h_BND.shape[0], 2 * h_BND.shape[1], 0)
+        return self.refiner.states(h_BND)
+
+    def vocode(self, frames: Frames, states_BFD: Tensor) -> Tensor:
+        """Frames → waves, as trained: not clipped."""
+        wave_BT = synthesise(frames)
+        return wave_BT if self.refiner is None else self.refiner(wave_BT, states_BFD)
+
+    def render(self, frames: Frames, states_BFD: Tensor) -> Tensor:
+        """Frames → waves, clipped to -1..1. Of a cut from a longer signal the outer ``before`` and
+        ``after`` frames are not exact."""
+        return self.vocode(frames, states_BFD).clamp(-1, 1)
 
     def stream(self) -> AudioStream:
         """A decoder that takes codes as they come."""
+        from .audio_stream import AudioStream
+
         return AudioStream(self)
 
     def _check(self, codes: Tensor) -> None:
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.codebook_size):
             raise CodecError(f"audio codec: a code is outside 0..{self.codebook_size - 1}")
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, name: str = FILE) -> Path:
         """Write ``audio_codec.safetensors`` into ``folder`` (large matrices int8 a row, the rest
         float16 or 32)."""
         config = json.dumps(asdict(self.config))
-        return packing.write(
-            Path(folder) / FILE, packing.pack(self.state_dict()), {"config": config}
-        )
+        packed = packing.pack(self.state_dict())
+        return packing.write(Path(folder) / name, packed, {"config": config})
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> AudioCodec:
+    def load(cls, folder: str | Path, device: str = "cpu", name: str = FILE) -> AudioCodec:
         """Read what ``save`` wrote, in evaluation mode.
 
         Raises:
             CodecError: naming the file, if it is missing, broken or not one of this version.
         """
-        path = Path(folder) / FILE
+        path = Path(folder) / name
         tensors, metadata = packing.read(path)
         try:
             fields = json.loads(metadata["config"])
@@ -295,97 +327,3 @@ def at_codes(states_BFD: Tensor, n: int) -> Tensor:
     last = states_BFD.shape[1] - 1
     left, right = states_BFD[:, low.clamp_max(last)], states_BFD[:, (low + 1).clamp_max(last)]
     return left * (1 - share) + right * share
-
-
-def hold_from(start_B: Tensor, pitch_BF: Tensor, voiced_BF: Tensor) -> Tensor:
-    """Unvoiced frames keep the pitch of the last voiced frame, those before any have
-    ``start_B``; ``[B, F]``."""
-    known = torch.cat([start_B[:, None], pitch_BF], 1)
-    return hold(known, F.pad(voiced_BF, (1, 0), value=True))[:, 1:]
-
-
-class AudioStream:
-    """Decodes codes as they come: ``push`` gives the samples that are certain, ``flush`` the rest.
-
-    What it gives in all equals ``decode`` of all codes (within rounding): each step repeats
-    enough codes before and holds back the samples that codes to come could still change, some 8
-    codes (0.2 s).
-    """
-
-    def __init__(self, codec: AudioCodec) -> None:
-        self._codec = codec
-        self._codes: list[int] = []
-        self._dropped = 0  # codes before the first kept one
-        self._rendered = 0  # frames given out
-        self._known = 0  # frames whose pitch and phase are settled
-        self._pitch: list[float] = []  # settled pitch of frames from _base on
-        self._phase: list[float] = []  # phase where those frames begin
-        self._base = 0
-        self._end_phase = 0.0
-        self._closed = False
-
-    @torch.no_grad()
-    def push(self, codes_N: NDArray[np.int64] | list[int] | Tensor) -> NDArray[np.float32]:
-        """Take codes (any number), give the samples that are ready (float32, maybe none).
-
-        Raises:
-            ValueError: for a code outside the codebook, or after ``flush``.
-        """
-        codes = torch.as_tensor(codes_N).reshape(-1).long()
-        if self._closed:
-            raise ValueError("audio stream: push after flush")
-        self._codec._check(codes)
-        self._codes += codes.tolist()
-        return self._advance(final=False)
-
-    @torch.no_grad()
-    def flush(self) -> NDArray[np.float32]:
-        """Give the rest of the samples and close the stream."""
-        self._closed = True
-        return self._advance(final=True)
-
-    def _advance(self, final: bool) -> NDArray[np.float32]:
-        decoder = self._codec.decoder
-        total = self._dropped + len(self._codes)
-        settled = 2 * (total if final else max(total - decoder.look_ahead, 0))
-        ready = settled if final else max(settled - CONTEXT, 0)
-        if ready <= self._rendered:
-            return np.zeros(0, np.float32)
-        device = decoder.embed.weight.device
-        pitch, voiced, tone, noise = self._codec.predict(torch.tensor([self._codes], device=device))
-        offset = 2 * self._dropped
-        new, seen = pitch[:, self._known - offset : settled - offset], self._known
-        mask = voiced[:, seen - offset : settled - offset]
-        start = torch.tensor([self._pitch[-1] if self._pitch else REST], device=device)
-        new = hold_from(start, new, mask)
-        end = torch.tensor([self._end_phase], dtype=torch.float64, device=device)
-        phases = advance(new, start, end)[0].tolist()
-        self._pitch += new[0].tolist()
-        self._phase += phases[:-1]
-        self._end_phase = phases[-1]
-        self._known = settled
-        low = max(self._rendered - CONTEXT, self._base)
-        begin = low - self._base
-        at = torch.tensor([self._pitch[begin:]], device=device)
-        before_pitch = self._pitch[begin - 1] if begin else REST
-        wave = self._codec.render(
-            at,
-            torch.tensor([before_pitch], device=device),
-            torch.tensor([self._phase[begin]], dtype=torch.float64, device=device),
-            low * FRAME,
-            tone[:, low - offset : settled - offset],
-            noise[:, low - offset : settled - offset],
-        )
-        samples = wave[0, (self._rendered - low) * FRAME : (ready - low) * FRAME]
-        self._rendered = ready
-        self._forget()
-        return samples.cpu().numpy().astype(np.float32, copy=False)
-
-    def _forget(self) -> None:
-        """Drop codes and frames that no sample to come depends on."""
-        frame = max(self._rendered - CONTEXT - 1, self._base)
-        del self._pitch[: frame - self._base], self._phase[: frame - self._base]
-        self._base = frame
-        keep = max((self._rendered - CONTEXT) // 2 - self._codec.decoder.look_back, self._dropped)
-        del self._codes[: keep - self._dropped]
-        self._dropped = keep

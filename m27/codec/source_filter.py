@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mel import FRAME, RATE, hann, mel_filters
+from .mel import FRAME, RATE, hann, hold, mel_filters
 
 N_FFT = 800
 BINS = N_FFT // 2 + 1
+REST = 120.0  # Hz of the pulse train before the first voiced frame
 CONTEXT = 4  # frames on either side that a frame's samples depend on
 _BEFORE = N_FFT // 2 - FRAME // 2  # samples of a window before its frame begins
 _NOISE = 1 << 16
@@ -86,6 +87,13 @@ def pulses(pitch_BF: Tensor, start_B: Tensor, phase_B: Tensor) -> Tensor:
     near = half.abs() < 1e-4
     kernel = torch.sin((count + 0.5) * angle) / (2 * torch.where(near, 1.0, half)) - 0.5
     return (torch.where(near, count, kernel) * (2 / count).sqrt()).flatten(1)
+
+
+def hold_from(start_B: Tensor, pitch_BF: Tensor, voiced_BF: Tensor) -> Tensor:
+    """Unvoiced frames keep the pitch of the last voiced frame, those before any have
+    ``start_B``; ``[B, F]``."""
+    known = torch.cat([start_B[:, None], pitch_BF], 1)
+    return hold(known, F.pad(voiced_BF, (1, 0), value=True))[:, 1:]
 
 
 def synthesise(frames: Frames) -> Tensor:

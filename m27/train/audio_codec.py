@@ -13,15 +13,17 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from m27.codec import packing
-from m27.codec.audio import AudioCodec
+from m27.codec.audio import FILE, AudioCodec
 from m27.train.audio_corpus import Corpus, fast_bf16
 from m27.train.audio_losses import Heads, LossWeights, k_means, losses, perplexity
 
@@ -47,6 +49,7 @@ class AudioTraining:
     corpus: str = ".cache/codecs/audio-train"
     run: str = "runs/audio-codec"
     out: str = ".cache/codecs"
+    name: str = FILE
     minutes: float = 30.0
     steps: int = 0
     threads: int = 1
@@ -71,6 +74,19 @@ def rate(step: int, progress: float, recipe: AudioTraining) -> float:
     return recipe.lr * min(1.0, (step + 1) / recipe.warmup) * cosine
 
 
+def adam(recipe: AudioTraining, *modules: tuple[nn.Module, float]) -> torch.optim.AdamW:
+    """AdamW over modules, each with its share of the learning rate; vectors do not decay."""
+    groups: list[dict[str, Any]] = []
+    for module, share in modules:
+        parameters = list(module.parameters())
+        for some, decay in (
+            ([p for p in parameters if p.ndim >= 2], recipe.weight_decay),
+            ([p for p in parameters if p.ndim < 2], 0.0),
+        ):
+            groups.append({"params": some, "weight_decay": decay, "share": share})
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+
+
 class Trainer:
     """State of a run: codec, head, optimiser, step, seconds worked."""
 
@@ -82,7 +98,7 @@ class Trainer:
         self.corpus = Corpus(Path(recipe.corpus), WEIGHTS, recipe.device)
         self.codec = AudioCodec.load(recipe.corpus)
         if recipe.begin:
-            begun = AudioCodec.load(Path(recipe.begin).parent)
+            begun = AudioCodec.load(Path(recipe.begin).parent, name=Path(recipe.begin).name)
         else:
             begun = AudioCodec(self.codec.config)  # the stored one went through int8
         self.codec.encoder, self.codec.decoder = begun.encoder, begun.decoder
@@ -100,19 +116,7 @@ class Trainer:
         self.learned = nn.ModuleDict(
             {"encoder": self.codec.encoder, "decoder": self.codec.decoder, "heads": self.heads}
         )
-        named = dict(self.learned.named_parameters())
-        matrices = [p for p in named.values() if p.ndim >= 2]
-        vectors = [p for p in named.values() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": recipe.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=recipe.lr,
-            betas=(0.9, 0.98),
-            fused=True,
-        )
-        self.order = matrices + vectors
+        self.optimizers = {"all": adam(recipe, (self.learned, 1.0))}
         self.step = 0
         self.seconds = 0.0
 
@@ -121,22 +125,34 @@ class Trainer:
         recipe = self.recipe
         rng = np.random.default_rng((recipe.seed, self.step))
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)
-        done = self.step / recipe.steps if recipe.steps else self.seconds / (60 * recipe.minutes)
         self.learned.train()
         batch = self.corpus.batch(rng, recipe.batch, recipe.codes, recipe.negatives)
         terms, codes = losses(self.codec, self.heads, batch, self.scale, self.bf16)
         loss = recipe.weights.total(terms)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.order, 2.0)
-        lr = rate(self.step, done, recipe)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
+        lr = rate(self.step, self.progress(), recipe)
+        norm = self.advance("all", loss, lr)
         self.step += 1
         row = {name: float(term.detach()) for name, term in terms.items()}
-        return {**row, "loss": float(loss.detach()), "norm": float(norm), "lr": lr}, codes
+        return {**row, "loss": float(loss.detach()), "norm": norm, "lr": lr}, codes
+
+    def progress(self) -> float:
+        """Share of the run that is over, from 0."""
+        recipe = self.recipe
+        return self.step / recipe.steps if recipe.steps else self.seconds / (60 * recipe.minutes)
+
+    def advance(self, name: str, loss: Tensor, lr: float) -> float:
+        """A step of one optimiser down a loss; the gradient's norm. One that is not finite is left
+        out."""
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, 2.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["share"]
+        if bool(torch.isfinite(norm)):
+            optimizer.step()
+        return float(norm)
 
     def save(self, final: bool = False) -> None:
         """Write the resumable state and the codec as shipped, under the run's folder; ``final``
@@ -145,14 +161,21 @@ class Trainer:
         tensors = {
             f"model/{k}": v.detach().contiguous() for k, v in self.learned.state_dict().items()
         }
-        for number, parameter in enumerate(self.order):
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{number}/{key}"] = value
-        state = {"step": self.step, "seconds": self.seconds, "recipe": asdict(self.recipe)}
-        packing.write(run / "state.safetensors", tensors, {"state": json.dumps(state)})
+        for name, number, parameter, state in self._moments():
+            for key, value in state.get(parameter, {}).items():
+                tensors[f"optimizer/{name}/{number}/{key}"] = value
+        now = {"step": self.step, "seconds": self.seconds, "recipe": asdict(self.recipe)}
+        packing.write(run / "state.safetensors", tensors, {"state": json.dumps(now)})
         self.codec.save(run)
         if final:
-            self.codec.save(self.recipe.out)
+            self.codec.save(self.recipe.out, self.recipe.name)
+
+    def _moments(self) -> Iterator[tuple[str, int, nn.Parameter, dict[Any, Any]]]:
+        """Optimiser's name, number in it, parameter, and the optimiser's state, of every parameter."""
+        for name, optimizer in self.optimizers.items():
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, parameter in enumerate(parameters):
+                yield name, number, parameter, optimizer.state
 
     def resume(self) -> bool:
         """Continue from the run's folder, if it has a state; says whether it had."""
@@ -162,10 +185,12 @@ class Trainer:
         tensors, metadata = packing.read(path)
         model = {k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")}
         self.learned.load_state_dict(model)
-        for name, value in tensors.items():
-            if name.startswith("optimizer/"):
-                _, number, key = name.split("/")
-                self.optimizer.state[self.order[int(number)]][key] = value
+        for name, number, parameter, moments in self._moments():
+            prefix = f"optimizer/{name}/{number}/"
+            for key in [key for key in tensors if key.startswith(prefix)]:
+                moments[parameter][key.removeprefix(prefix)] = tensors[key].to(
+                    "cpu" if key.endswith("/step") else parameter.device
+                )
         state = json.loads(metadata["state"])
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         return True
@@ -179,8 +204,13 @@ class Trainer:
 def train(recipe: AudioTraining) -> Path:
     """Run or resume a training to its end; returns the codec's file. Logs JSON lines to
     ``run/log.jsonl``."""
+    return work(Trainer(recipe))
+
+
+def work(trainer: Trainer) -> Path:
+    """Train to the end of the run; returns the codec's file."""
+    recipe = trainer.recipe
     torch.set_num_threads(recipe.threads)
-    trainer = Trainer(recipe)
     run = Path(recipe.run)
     run.mkdir(parents=True, exist_ok=True)
     resumed = trainer.resume()
@@ -199,7 +229,8 @@ def train(recipe: AudioTraining) -> Path:
             recent.append(row)
             seen.append(codes)
             if trainer.step % recipe.log_every == 0:
-                mean = {k: round(sum(r[k] for r in recent) / len(recent), 5) for k in recent[0]}
+                had = {k: [r[k] for r in recent if k in r] for k in row}
+                mean = {k: round(sum(v) / len(v), 5) for k, v in had.items()}
                 use = perplexity(torch.cat(seen), trainer.codec.codebook_size)
                 line = {"step": trainer.step, "seconds": round(trainer.seconds, 1), **mean}
                 log.write(json.dumps({**line, "perplexity": round(use, 1)}) + "\n")
@@ -212,4 +243,4 @@ def train(recipe: AudioTraining) -> Path:
         trainer.save(final=True)
         log.write(json.dumps({"step": trainer.step, "revision": trainer.codec.revision}) + "\n")
         os.fsync(log.fileno())
-    return Path(recipe.out) / "audio_codec.safetensors"
+    return Path(recipe.out) / recipe.name

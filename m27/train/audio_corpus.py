@@ -174,7 +174,8 @@ def prepare(
 @dataclass
 class Batch:
     """Crops of one length: ``wave_BT``, ``heard_BND``, ``teacher_BND``, ``acoustic_BFM`` (two
-    frames a code), the captioned ``spans`` in them, and captions from elsewhere in the corpus."""
+    frames a code), the captioned ``spans`` in them, captions from elsewhere in the corpus, and codes
+    where the corpus was encoded."""
 
     wave_BT: torch.Tensor
     heard_BND: torch.Tensor
@@ -182,6 +183,7 @@ class Batch:
     acoustic_BFM: torch.Tensor
     spans: list[Span] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    codes_BN: torch.Tensor | None = None
 
 
 class Corpus:
@@ -211,6 +213,7 @@ class Corpus:
         self.heard = view("heard", np.float16, (total, dim))
         self.teacher = view("teacher", np.float16, (total, dim))
         self.acoustic = view("acoustic", np.float16, (total, 2 * ACOUSTIC))
+        self.codes: torch.Tensor | None = None  # of every strip, where someone has encoded them
         share = np.zeros(len(self.sources))
         texts: dict[str, set[str]] = {}
         for source in sorted(set(self.sources)):
@@ -275,4 +278,5 @@ class Corpus:
             self.acoustic[where].float().unflatten(-1, (2, ACOUSTIC)).flatten(1, 2),
             spans,
             picked,
+            None if self.codes is None else self.codes[where],
         )

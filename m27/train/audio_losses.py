@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m27.codec.audio import REST, AudioCodec, hold_from
+from m27.codec.audio import AudioCodec
 from m27.codec.mel import ACOUSTIC_BANDS, PITCH_BINS, hann, mel_filters, pitch_hz, pitch_track
-from m27.codec.source_filter import Frames, synthesise
+from m27.codec.source_filter import REST, Frames, hold_from
 from m27.train.audio_captions import CaptionHead
 from m27.train.audio_corpus import Batch
 
@@ -128,11 +128,10 @@ def losses(
         with torch.autocast(kind, enabled=False):
             q, codes = codec.quantizer(z.float())
         h = codec.decoder.hidden(q)
-        frames = codec.decoder.frames(h)
         near, far = heads.semantic(q, h)
         sounding = batch.wave_BT.unflatten(1, codes.shape[1:] + (-1,)).abs().mean(-1) > 1e-3
         captions = heads.captions(q, sounding, batch.spans, batch.others)
-    wave, terms = resynthesis(codec, frames, batch)
+    wave, terms = resynthesis(codec, h, batch)
     pair = (256, 1024) if int(torch.randint(0, 2, ())) else (512, 2048)
     terms["spectrum"], terms["mel"] = spectral_loss(wave, batch.wave_BT, pair)
     units = heads.semantic.units((batch.teacher_BND - scale[0]) / scale[1]).flatten()
@@ -152,12 +151,10 @@ def losses(
     return terms, codes
 
 
-def resynthesis(
-    codec: AudioCodec, frames: tuple[Tensor, Tensor, Tensor, Tensor], batch: Batch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The source-filter wave ``[B, T]`` at the true pitch from a random phase on, and the losses of
-    predicted pitch and voicing."""
-    logits, voicing, tone, noise = frames
+def resynthesis(codec: AudioCodec, h_BND: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The decoder's states → the wave ``[B, T]`` at the true pitch from a random phase on, and the
+    losses of predicted pitch and voicing."""
+    logits, voicing, tone, noise = codec.decoder.frames(h_BND)
     pitch, voiced = pitch_track(batch.acoustic_BFM[..., ACOUSTIC_BANDS:])
     bins = torch.arange(PITCH_BINS, device=pitch.device)
     soft = torch.softmax(-0.5 * (bins - pitch[..., None]).square(), -1)
@@ -166,7 +163,8 @@ def resynthesis(
     hertz = hold_from(start, pitch_hz(pitch), voiced)
     phase = torch.rand(len(start), dtype=torch.float64, device=start.device)
     at = int(torch.randint(0, 1 << 16, ()))
-    wave = synthesise(Frames(hertz, start, phase, at, tone, noise))
+    frames = Frames(hertz, start, phase, at, tone, noise)
+    wave = codec.vocode(frames, codec.states(h_BND))
     return wave, {
         "pitch": (wrong * voiced).sum() / voiced.sum().clamp_min(1),
         "voiced": F.binary_cross_entropy_with_logits(voicing, voiced.float()),

@@ -1,0 +1,125 @@
+"""Second stage of the audio codec's training: encoder and codes stay, the decoder gets better.
+
+Every strip is encoded once; then the decoder and the refiner of its wave learn from codes alone:
+spectra at several resolutions, pitch, and discriminators, which begin later.
+
+Shape suffixes: B batch, T samples, N codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from m27.codec.audio import AudioCodec
+from m27.train.audio_adversary import Adversary, fool_loss, judge_loss, matching_loss
+from m27.train.audio_codec import WEIGHTS, AudioTraining, Trainer, adam, rate
+from m27.train.audio_corpus import Corpus, fast_bf16
+from m27.train.audio_losses import LossWeights, resynthesis, spectral_loss
+
+
+@dataclass(frozen=True)
+class DecoderTraining(AudioTraining):
+    """One run of the second stage. ``begin`` is the codec whose encoder stays."""
+
+    run: str = "runs/audio-decoder"
+    name: str = "audio_codec_decoder.safetensors"
+    batch: int = 8
+    lr: float = 1e-3
+    vocoder: str = "istft"
+    decoder_rate: float = 0.5  # of the learning rate, for what is trained already
+    weights: LossWeights = field(default_factory=lambda: LossWeights(spectrum=1.0, mel=3.0))
+    fool: float = 0.1
+    matching: float = 0.5
+    adversary_from: float = 0.4  # share of the run after which discriminators judge
+    rows: int = 4  # of the batch that they judge
+    samples: int = 9_600  # of each of these
+    sizes: tuple[int, ...] = (256, 512, 1024)
+    periods: tuple[int, ...] = ()
+    width: int = 8
+
+
+@torch.no_grad()
+def encode(codec: AudioCodec, corpus: Corpus) -> Tensor:
+    """Codes of every strip of a corpus, from its features, one after another: ``[total]`` int64."""
+    found = []
+    for first, last in zip(corpus.starts[:-1], corpus.starts[1:], strict=True):
+        heard = corpus.heard[first:last].float()[None]
+        acoustic = corpus.acoustic[first:last].float().unflatten(-1, (2, -1)).flatten(0, 1)[None]
+        found.append(codec.quantizer(codec.encoder(heard, acoustic))[1][0])
+    return torch.cat(found)
+
+
+class DecoderTrainer(Trainer):
+    """State of a run of the second stage: codec, discriminators, two optimisers, step, seconds."""
+
+    recipe: DecoderTraining
+
+    def __init__(self, recipe: DecoderTraining) -> None:
+        self.recipe = recipe
+        torch.manual_seed(recipe.seed)
+        device = torch.device(recipe.device)
+        self.bf16 = fast_bf16(recipe.device) if recipe.bf16 is None else recipe.bf16
+        self.corpus = Corpus(Path(recipe.corpus), WEIGHTS, recipe.device)
+        self.codec = AudioCodec.load(Path(recipe.begin).parent, name=Path(recipe.begin).name)
+        if recipe.vocoder == "istft" and self.codec.refiner is None:
+            self.codec.add_refiner()
+        self.codec.to(device).eval()
+        self.codec.requires_grad_(False)
+        self.corpus.codes = encode(self.codec, self.corpus)
+        self.adversary = Adversary(recipe.sizes, recipe.periods, recipe.width).to(device)
+        maker = nn.ModuleDict({"decoder": self.codec.decoder})
+        if self.codec.refiner is not None:
+            maker["refiner"] = self.codec.refiner
+        maker.requires_grad_(True)
+        self.learned = nn.ModuleDict({"maker": maker, "adversary": self.adversary})
+        slow = [maker["decoder"]]
+        fresh = [maker["refiner"]] if "refiner" in maker else []
+        self.optimizers = {
+            "maker": adam(
+                recipe,
+                *((module, recipe.decoder_rate) for module in slow),
+                *((module, 1.0) for module in fresh),
+            ),
+            "adversary": adam(recipe, (self.adversary, 1.0)),
+        }
+        self.step = 0
+        self.seconds = 0.0
+
+    def train_step(self) -> tuple[dict[str, float], Tensor]:
+        """One step; its data and noise depend on seed and step number only."""
+        recipe, device = self.recipe, self.recipe.device
+        rng = np.random.default_rng((recipe.seed, self.step))
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
+        done = self.progress()
+        batch = self.corpus.batch(rng, recipe.batch, recipe.codes)
+        assert batch.codes_BN is not None
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.bf16):
+            h_BND = self.codec.decoder.hidden(self.codec.quantizer.vectors(batch.codes_BN))
+        wave, terms = resynthesis(self.codec, h_BND, batch)
+        pair = (256, 1024) if int(torch.randint(0, 2, ())) else (512, 2048)
+        terms["spectrum"], terms["mel"] = spectral_loss(wave, batch.wave_BT, pair)
+        loss = recipe.weights.total(terms)
+        lr = rate(self.step, done, recipe)
+        if done >= recipe.adversary_from:
+            at = int(torch.randint(0, wave.shape[1] - recipe.samples + 1, ()))
+            cut = (slice(0, recipe.rows), slice(at, at + recipe.samples))
+            real, made = batch.wave_BT[cut], wave[cut]
+            terms["judge"] = judge_loss(self.adversary(real), self.adversary(made.detach()))
+            self.advance("adversary", terms["judge"], lr)
+            self.adversary.requires_grad_(False)
+            with torch.no_grad():
+                wanted = self.adversary(real)
+            maps = self.adversary(made)
+            terms["fool"], terms["matching"] = fool_loss(maps), matching_loss(wanted, maps)
+            self.adversary.requires_grad_(True)
+            loss = loss + recipe.fool * terms["fool"] + recipe.matching * terms["matching"]
+        norm = self.advance("maker", loss, lr)
+        self.step += 1
+        row = {name: float(term.detach()) for name, term in terms.items()}
+        row |= {"loss": float(loss.detach()), "norm": norm, "lr": lr}
+        return row, batch.codes_BN.detach()
