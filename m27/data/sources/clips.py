@@ -128,7 +128,7 @@ def lowest(keys: Iterable[str], count: int, salt: str) -> set[str]:
 
 
 def hashed(key: str, salt: str) -> float:
-    """Where a key lies in [0, 1), by its salted SHA-256: always the same, whatever else there is."""
+    """Where a key lies in [0, 1), by its salted SHA-256: the same whatever else there is."""
     digest = hashlib.sha256(f"m27-holdout:{salt}:{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

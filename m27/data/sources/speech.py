@@ -140,7 +140,7 @@ def _make() -> Iterator[Item]:
 
 def items() -> Iterator[Item]:
     """Every utterance, both sides; rendered at the first call, read from disk afterwards."""
-    voices = [ACCENTS, TRAIN_VARIANTS, TEST_VARIANTS, CLEAR_ACCENTS, CLEAR_VARIANTS]
+    voices: list[object] = [ACCENTS, TRAIN_VARIANTS, TEST_VARIANTS, CLEAR_ACCENTS, CLEAR_VARIANTS]
     voices += [TRAIN_FLITE, TEST_FLITE, (OWN.name, OWN.warp)]
     texts = [sentences.phrases(), sentences.everyday(), sentences.read_aloud()]
     yield from stored(NAME, digest([_REVISION, voices, texts]), _make)
