@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from m27 import runtime
 from m27.codec.media import write_atomic
 from m27.data import registry
 from m27.data.progress import Progress
@@ -83,7 +84,7 @@ def questions(count: int, seed: int) -> list[str]:
 def write(path: Path, count: int = COUNT) -> None:
     """Let the base answer ``count`` questions (temperature 0.8, the likeliest 50) and write them."""
     gguf = base.open_gguf()
-    decoder = base.text_decoder(gguf).to(torch.bfloat16).eval()
+    decoder = base.text_decoder(gguf).to(runtime.dtype("auto", torch.device("cpu"))).eval()
     processor = Processor.load(base.WEIGHTS)
     asked = questions(count, SEED)
     prompts = [processor.encode([{"role": "user", "content": q}], generate=True).ids for q in asked]

@@ -22,6 +22,25 @@ def test_auto_fits_the_machine():
     assert runtime.dtype("float16") is torch.float16
 
 
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [("fma avx2 avx512f", False), ("fma avx512_bf16 amx_tile", True), ("amx_bf16", True), ("", False)],
+)
+def test_bfloat16_only_where_the_processor_has_it(flags, native, monkeypatch):
+    monkeypatch.setattr(runtime, "_cpu_flags", lambda: set(flags.split()))
+    assert runtime.cpu_bf16() is native
+    chosen = runtime.dtype("auto", torch.device("cpu"))
+    assert chosen is (torch.bfloat16 if native else torch.float32)
+
+
+def test_a_system_that_does_not_describe_its_processor_has_no_bfloat16(monkeypatch):
+    def missing(*given, **named):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", missing)
+    assert runtime.cpu_bf16() is False
+
+
 def test_a_seed_repeats_all_generators():
     def draws():
         runtime.seed_everything(3)
