@@ -1,6 +1,10 @@
 """The image codec from the registries' pictures to ``image_codec.safetensors``, in one command.
 
     python -m recipes.image_codec --minutes 30 --threads 2
+    python -m recipes.image_codec --device cuda --batch 256 --minutes 10 --adversarial 0.5
+    python -m recipes.image_codec --stage decoder --begin weights/m27-nano --run runs/decoder --adversarial 0.5
+
+The stage "decoder" leaves all codes as they are, so that shards and language models stay valid.
 
 Resumes where an earlier run of the same folder stopped.
 """
@@ -21,6 +25,7 @@ from m27.codec.trunk import from_published
 from m27.data import registry
 from m27.data.progress import track
 from m27.data.sources.pictures import KIND, pictures
+from m27.runtime import device
 from m27.train.image_codec import ImageCodecOptions, ImageCodecTrainer
 from m27.train.image_data import Pictures
 from m27.train.image_shapes import shapes
@@ -97,6 +102,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.0, help="of work; 0: no limit")
     parser.add_argument("--until", type=clock, default=0.0, help="HH:MM in UTC, the end by the clock")
     parser.add_argument("--begin", type=Path, help="a codec to go on from; heads begin anew")
+    parser.add_argument("--stage", choices=("all", "decoder"), default="all")
+    parser.add_argument("--perceptual", type=float, default=ImageCodecOptions.perceptual)
+    parser.add_argument(
+        "--adversarial", type=float, default=ImageCodecOptions.adversarial,
+        help="the adversary's share of the gradient in pixels; 0.5 is a good one",
+    )  # fmt: skip
+    parser.add_argument("--critic-alone", type=int, default=ImageCodecOptions.critic_alone)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--compile", action="store_true", help="compile the decoder")
     parser.add_argument("--lr", type=float, default=ImageCodecOptions.lr)
     parser.add_argument("--batch", type=int, default=ImageCodecOptions.batch)
     parser.add_argument("--warmup", type=int, default=ImageCodecOptions.warmup)
@@ -112,11 +126,16 @@ def main() -> None:
         minutes=arguments.minutes,
         until=arguments.until,
         lr=arguments.lr,
+        stage=arguments.stage,
+        perceptual=arguments.perceptual,
+        adversarial=arguments.adversarial,
+        critic_alone=arguments.critic_alone,
+        compile=arguments.compile,
         batch=arguments.batch,
         warmup=arguments.warmup,
         codec_warmup=arguments.codec_warmup,
     )
-    trainer = ImageCodecTrainer(trunk, options, arguments.run)
+    trainer = ImageCodecTrainer(trunk, options, arguments.run, device(arguments.device))
     if trainer.resume():
         print(f"resumes at step {trainer.step}, {trainer.seconds / 60:.1f} minutes in")
     elif arguments.begin:

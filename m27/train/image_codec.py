@@ -3,6 +3,8 @@
 Four kinds of supervision act on the quantised vectors: pixels and the colours of patches (with the
 frozen trunk's early maps as a cheap perceptual loss), the ImageNet teacher's late features, the
 captions (contrastive, against a bag of words), and the colour that each single code stands for.
+A stage "decoder" leaves the codes bit for bit as they are and trains the decoder alone. Either
+stage takes an adversary.
 
 Shape suffixes: B batch, C channels, H/W pixels, h/w code grid, D latent dimensions.
 """
@@ -14,16 +16,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from m27.codec.image import LEVELS, ImageCodec
-from m27.train.image_data import Pictures, draw_batch
+from m27.runtime import dtype
+from m27.train.image_adversary import Critic, balanced, in_units
+from m27.train.image_data import Bank, Batch, Pictures
 from m27.train.image_losses import (
     Heads,
     colour_loss,
@@ -32,13 +36,7 @@ from m27.train.image_losses import (
     pixel_loss,
 )
 
-
-def narrow_is_fast(device: torch.device) -> bool:
-    """Whether bfloat16 saves time on a device. A processor without such instructions emulates
-    them, a hundred times slower than float32."""
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    return device.type == "cuda"
+Losses = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,11 @@ class ImageCodecOptions:
 
     Heads warm up over ``warmup`` steps, the codec itself over ``codec_warmup``: a run that begins
     from a trained codec must not be torn by heads that know nothing yet.
+
+    ``adversarial`` is the length of the adversary's gradient in pixels as a share of that of the
+    other losses there, 0 for none; the critic learns alone for ``critic_alone`` steps, and its
+    share grows to the full one over as many again. ``teacher`` and ``captions`` of 0 leave those
+    losses out.
     """
 
     steps: int = 20_000
@@ -59,6 +62,7 @@ class ImageCodecOptions:
     codec_warmup: int = 100
     weight_decay: float = 0.01
     size: int = 128
+    stage: Literal["all", "decoder"] = "all"
     pixel: float = 3.5
     colour: float = 2.0
     code_colour: float = 0.5
@@ -66,44 +70,71 @@ class ImageCodecOptions:
     teacher: float = 1.0
     captions: float = 0.2
     apart: float = 0.05
+    adversarial: float = 0.0
+    critic_lr: float = 4e-4
+    critic_alone: int = 100
+    lecam: float = 0.01
+    compile: bool = False
     seed: int = 0
     checkpoint_minutes: float = 3.0
 
 
 class ImageCodecTrainer:
-    """One run: model, heads, optimiser, step count; saved and resumed whole."""
+    """One run on one device: model, heads, critic, optimisers, step count; saved and resumed
+    whole."""
 
     def __init__(
-        self, trunk: dict[str, Tensor] | None, options: ImageCodecOptions, folder: Path
+        self,
+        trunk: dict[str, Tensor] | None,
+        options: ImageCodecOptions,
+        folder: Path,
+        device: torch.device | str = "cpu",
     ) -> None:
         torch.manual_seed(options.seed)
-        self.options, self.folder = options, folder
+        self.options, self.folder, self.device = options, folder, torch.device(device)
         self.codec = ImageCodec(LEVELS)
         if trunk is not None:
             self.codec.trunk.load_state_dict(trunk)
         self.codec.trunk.requires_grad_(False)
-        self.heads = Heads(self.codec.fsq.dim)
-        self.codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.narrow = narrow_is_fast(torch.device("cpu"))
-        self.parameters = {
-            n: p
-            for module, name in ((self.codec, "codec"), (self.heads, "heads"))
-            for n, p in ((f"{name}.{k}", v) for k, v in module.named_parameters())
-            if p.requires_grad
+        self.heads, self.critic = Heads(self.codec.fsq.dim), Critic()
+        if options.stage == "decoder":
+            self.codec.neck.requires_grad_(False).eval()
+            self.heads.requires_grad_(False)
+        # A processor without bfloat16 emulates it, a hundred times slower than float32.
+        self.narrow = dtype("auto", self.device) == torch.bfloat16
+        self.codec.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.heads.to(self.device)
+        self.critic.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.modules = {"codec": self.codec, "heads": self.heads, "critic": self.critic}
+        self.decode = torch.compile(self.codec.decoder) if options.compile else self.codec.decoder
+        warmups = {
+            "codec": options.codec_warmup,
+            "heads": options.warmup,
+            "critic": options.warmup,
         }
-        of_codec = [p for n, p in self.parameters.items() if n.startswith("codec.")]
-        of_heads = [p for n, p in self.parameters.items() if n.startswith("heads.")]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": of_codec, "warmup": options.codec_warmup},
-                {"params": of_heads, "warmup": options.warmup},
-            ],
-            lr=options.lr,
-            betas=(0.9, 0.95),
-            weight_decay=options.weight_decay,
-        )
+        self.optimizers = {
+            "own": self._optimizer({n: warmups[n] for n in ("codec", "heads")}, options.lr, 0.9),
+            "critic": self._optimizer({"critic": options.warmup}, options.critic_lr, 0.5),
+        }
         self.step, self.seconds = 0, 0.0
         self.begun = time.time()
+
+    def _optimizer(self, warmups: dict[str, int], lr: float, beta: float) -> torch.optim.AdamW:
+        groups = [
+            {
+                "params": [p for p in self.modules[name].parameters() if p.requires_grad],
+                "warmup": warmup,
+                "peak": lr,
+            }
+            for name, warmup in warmups.items()
+        ]
+        return torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=lr,
+            betas=(beta, 0.95),
+            weight_decay=self.options.weight_decay,
+            fused=self.device.type == "cuda",
+        )
 
     def begin_from(self, path: Path) -> None:
         """Take trunk, neck and decoder of a codec that was saved; heads and optimiser stay new."""
@@ -117,67 +148,129 @@ class ImageCodecTrainer:
         by_clock = (time.time() - self.begun) / (options.until - self.begun) if options.until else 0
         return min(max(self.step / options.steps, by_time, by_clock), 1.0)
 
-    def losses(self, pixels: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Scalar losses of one batch, by name; "total" is what is minimised."""
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.narrow)
+
+    def backward(self, batch: Batch) -> Losses:
+        """Gradients of one batch in every parameter; the losses, and the critic's own with them.
+
+        What is seen in the pixels meets in the decoded pixels as one gradient, where the
+        adversary's can be weighed against the rest, and goes on from there in one pass.
+        """
         options = self.options
-        x = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.narrow):
+        x = batch.pixels.contiguous(memory_format=torch.channels_last)
+        with self._autocast(), torch.set_grad_enabled(options.stage == "all"):
             q, codes, maps = self.codec.quantize(x)
-            y = self.codec.decoder(q)
-            near = self.codec.trunk(y, 5)
+        with self._autocast():
+            y = self.decode(q)
+        made = y.detach().float().requires_grad_()
+        with self._autocast():
+            near = self.codec.trunk(made, 5)
+        losses: Losses = {
+            "pixel": pixel_loss(made, x),
+            "colour": colour_loss(made, x),
+            "feature": feature_loss(near, maps),
+        }
+        seen = (
+            options.pixel * losses["pixel"]
+            + options.colour * losses["colour"]
+            + options.perceptual * losses["feature"]
+        )
+        adverse = options.adversarial > 0
+        (gradient,) = torch.autograd.grad(seen, made, retain_graph=adverse)
+        if adverse:
+            share = options.adversarial * self._critic_share()
+            if share > 0:
+                with self._autocast():
+                    score = self.critic(made, in_units(near, maps))
+                losses["fooled"] = score.mean()
+                (pull,) = torch.autograd.grad(-losses["fooled"], made)
+                gradient = balanced(gradient, pull, share)
+            losses["critic"] = self._criticise(x, maps, made.detach(), near)
+        meant = self._meaning(losses, q, batch, maps) if options.stage == "all" else None
+        roots, pushes = [y], [gradient.to(y.dtype)]
+        if meant is None:
+            torch.autograd.backward(roots, pushes)
+        else:
+            torch.autograd.backward([*roots, meant], [*pushes, torch.ones_like(meant)])
+        counts = torch.zeros(self.codec.codebook_size, device=codes.device)
+        ones = torch.ones(codes.numel(), device=codes.device)
+        used = counts.scatter_(0, codes.flatten(), ones).sum()
+        return losses | {"unique": used / codes.numel()}
+
+    def _critic_share(self) -> float:
+        alone = self.options.critic_alone
+        return min(max((self.step - alone) / max(alone, 1), 0.0), 1.0)
+
+    def _criticise(
+        self, x: Tensor, maps: list[Tensor], made: Tensor, near: list[Tensor]
+    ) -> Tensor:
+        """The critic's loss, its gradients taken."""
+        near = [m.detach() for m in near]
+        with self._autocast():
+            given = self.critic(x, in_units(maps, maps))
+            score = self.critic(made, in_units(near, maps))
+        loss = self.critic.loss(given, score, self.options.lecam)
+        loss.backward()
+        return loss
+
+    def _meaning(self, losses: Losses, q: Tensor, batch: Batch, maps: list[Tensor]) -> Tensor:
+        """The weighted sum of the losses that act on codes alone; each is put into ``losses``."""
+        options = self.options
+        with self._autocast():
             with torch.no_grad():
                 pooled = self.codec.trunk.pooled(maps[3])
-            teacher, contrast, code_colour = self.heads.losses(q, x, maps[3], pooled, captions)
-        y = y.float()
-        pixel, colour = pixel_loss(y, x), colour_loss(y, x)
-        feature, apart = feature_loss(near, maps), correlation_loss(q)
-        total = (
-            options.pixel * pixel
-            + options.colour * colour
-            + options.code_colour * code_colour
-            + options.apart * apart
-            + options.perceptual * feature
-            + options.teacher * teacher
+            teacher, contrast, colour = self.heads.losses(
+                q, batch.pixels, maps[3], pooled, batch.words, batch.captions
+            )
+        apart = correlation_loss(q)
+        losses |= {"teacher": teacher, "captions": contrast, "code_colour": colour, "apart": apart}
+        return (
+            options.teacher * teacher
             + options.captions * contrast
+            + options.code_colour * colour
+            + options.apart * apart
         )
-        used = torch.tensor(float(torch.unique(codes).numel()) / codes.numel())
-        return {
-            "total": total,
-            "pixel": pixel,
-            "colour": colour,
-            "code_colour": code_colour,
-            "feature": feature,
-            "teacher": teacher,
-            "captions": contrast,
-            "apart": apart,
-            "unique": used,
-        }
 
-    def train_step(self, groups: Sequence[Pictures]) -> dict[str, float]:
-        """Draw the next batch, take one step, return the losses."""
+    def train_step(self, bank: Bank) -> Losses:
+        """Draw the next batch, take one step, return the losses, still on the device."""
         begun = time.perf_counter()
         options = self.options
-        pixels, captions = draw_batch(groups, options.batch, options.size, options.seed, self.step)
-        lr = options.lr * (0.5 * (1 + np.cos(np.pi * self.progress())) * 0.98 + 0.02)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (self.step + 1) / group["warmup"])
-        losses = self.losses(pixels, captions)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
+        batch = bank.draw(options.batch, options.size, options.seed, self.step)
+        decay = 0.5 * (1 + np.cos(np.pi * self.progress())) * 0.98 + 0.02
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * decay * min(1.0, (self.step + 1) / group["warmup"])
+        losses = self.backward(batch)
+        for optimizer in self.optimizers.values():
+            own = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(own, 1.0)
+            optimizer.step()
         self.step += 1
         self.seconds += time.perf_counter() - begun
-        return {k: float(v.detach()) for k, v in losses.items()} | {"lr": float(lr)}
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _parameters(self) -> dict[str, tuple[torch.optim.AdamW, nn.Parameter]]:
+        """Every trained parameter by name, with the optimiser that it belongs to."""
+        return {
+            f"{name}.{key}": (self.optimizers["critic" if name == "critic" else "own"], parameter)
+            for name, module in self.modules.items()
+            for key, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
 
     def save(self) -> None:
         """Write everything a resumed run needs to ``folder/state.safetensors``, and the codec
         beside it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"codec.{n}": p for n, p in self.codec.state_dict().items()}
-        tensors |= {f"heads.{n}": p for n, p in self.heads.state_dict().items()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+        tensors = {
+            f"{name}.{key}": value
+            for name, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
+        for name, (optimizer, parameter) in self._parameters().items():
+            for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"o.{key}.{name}"] = torch.as_tensor(value)
         meta = {
             "step": self.step,
@@ -187,7 +280,7 @@ class ImageCodecTrainer:
         }
         temporary = self.folder / "state.tmp"
         save_file(
-            {k: v.contiguous() for k, v in tensors.items()},
+            {k: v.cpu().contiguous() for k, v in tensors.items()},
             str(temporary),
             {"meta": json.dumps(meta)},
         )
@@ -202,14 +295,21 @@ class ImageCodecTrainer:
         with safe_open(str(path), framework="pt") as file:
             meta: dict[str, Any] = json.loads((file.metadata() or {})["meta"])
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-        for prefix, module in (("codec.", self.codec), ("heads.", self.heads)):
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            module.load_state_dict(own)
-        for name, parameter in self.parameters.items():
+        for name, module in self.modules.items():
+            start = f"{name}."
+            module.load_state_dict(
+                {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            )
+        for name, (optimizer, parameter) in self._parameters().items():
             keys = ("step", "exp_avg", "exp_avg_sq")
             state = {k: tensors[f"o.{k}.{name}"] for k in keys if f"o.{k}.{name}" in tensors}
             if state:
-                self.optimizer.state[parameter] = state
+                # The count of steps stays where the optimiser would have made it.
+                counted = {"step": state.pop("step")}
+                if self.device.type == "cuda":
+                    counted = {k: v.to(self.device) for k, v in counted.items()}
+                moments = {k: v.to(self.device) for k, v in state.items()}
+                optimizer.state[parameter] = counted | moments
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
         self.begun = float(meta["begun"])
         return True
@@ -217,16 +317,16 @@ class ImageCodecTrainer:
     def run(self, groups: Sequence[Pictures], log_every: int = 25) -> None:
         """Train to the end of the run, logging to ``folder/log.jsonl`` and saving on the way."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        saved = time.monotonic()
-        sums: dict[str, float] = {}
+        bank, saved = Bank(groups, self.device), time.monotonic()
+        sums: Losses = {}
         with open(self.folder / "log.jsonl", "a") as log:
             while self.progress() < 1.0:
-                for key, value in self.train_step(groups).items():
-                    sums[key] = sums.get(key, 0.0) + value / log_every
+                for key, value in self.train_step(bank).items():
+                    sums[key] = sums.get(key, torch.zeros_like(value)) + value / log_every
                 if self.step % log_every == 0:
-                    rate = self.step * self.options.batch / self.seconds
-                    row = {"step": self.step, "seconds": round(self.seconds, 1), "pictures_s": rate}
-                    log.write(json.dumps(row | {k: round(v, 5) for k, v in sums.items()}) + "\n")
+                    row = {"step": self.step, "seconds": round(self.seconds, 1)}
+                    row |= {k: round(float(v), 5) for k, v in sums.items()}
+                    log.write(json.dumps(row) + "\n")
                     log.flush()
                     sums = {}
                 if time.monotonic() - saved > self.options.checkpoint_minutes * 60:

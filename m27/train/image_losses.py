@@ -8,8 +8,6 @@ Shape suffixes: B batch, C channels, H/W pixels, h/w code grid, D latent dimensi
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Sequence
 
 import torch
@@ -17,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m27.codec.trunk import POOLED, SCALES
+from m27.train.image_data import BUCKETS
 
-BUCKETS = 8192  # of the hashed bag of words
 CHROMA = 3.0  # a step in chroma counts as much as so many in luma
 
 
@@ -94,7 +92,7 @@ class Heads(nn.Module):
         self.local = nn.Linear(wide, SCALES[3])
         self.pooled = nn.Linear(wide, POOLED)
         self.caption = nn.Linear(wide, joint)
-        self.words = nn.EmbeddingBag(BUCKETS, joint, mode="mean")
+        self.words = nn.EmbeddingBag(BUCKETS, joint, mode="mean", padding_idx=0)
         self.scale = nn.Parameter(torch.tensor(2.5))
         self.colour = nn.Linear(wide, 6)
         self.plain_colour = nn.Linear(3 * dim, 6)
@@ -105,12 +103,14 @@ class Heads(nn.Module):
         pixels_B3HW: Tensor,
         last_BChw: Tensor,
         pooled_BC: Tensor,
-        captions: Sequence[str],
+        words_BL: Tensor,
+        captions_B: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(teacher loss, caption loss, colour loss), scalars, of the quantised vectors.
 
-        ``last_BChw`` is the teacher's map at stride 32, ``pooled_BC`` its pooled features. The
-        colour is what the patch of a code shows: its mean, and the mean of its colourful pixels.
+        ``last_BChw`` is the teacher's map at stride 32, ``pooled_BC`` its pooled features;
+        words and captions are those of a `Batch`. The colour is what the patch of a code shows:
+        its mean, and the mean of its colourful pixels.
         """
         f_BNE = self.code(q_BDhw.flatten(2).transpose(1, 2))
         grid = q_BDhw.shape[-2:]
@@ -121,15 +121,14 @@ class Heads(nn.Module):
         pooled = (
             1 - F.cosine_similarity(self.pooled(mean_BE).float(), pooled_BC.float(), dim=-1).mean()
         )
-        ids, offsets, hashes = _bags(captions, q_BDhw.device)
-        text = F.normalize(self.words(ids, offsets).float(), dim=-1)
+        text = F.normalize(self.words(words_BL).float(), dim=-1)
         image = F.normalize(self.caption(mean_BE).float(), dim=-1)
         logits = image @ text.T * self.scale.clamp(max=4.6).exp()
         # Pictures that share a caption are no negatives of one another.
-        same = hashes[:, None] == hashes[None, :]
-        eye = torch.eye(len(captions), dtype=torch.bool, device=same.device)
+        same = captions_B[:, None] == captions_B[None, :]
+        eye = torch.eye(len(captions_B), dtype=torch.bool, device=same.device)
         logits = logits.masked_fill(same & ~eye, float("-inf"))
-        labels = torch.arange(len(captions), device=logits.device)
+        labels = torch.arange(len(captions_B), device=logits.device)
         contrast = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
         # Twice: by the network, and as a sum over digits, which is how a new reader begins to read
         # codes. Three powers span any function of one digit of four levels.
@@ -141,18 +140,3 @@ class Heads(nn.Module):
             for shown in (self.colour(f_BNE), summed)
         )
         return local + pooled, contrast, torch.as_tensor(colour)
-
-
-def _bags(captions: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    ids: list[int] = []
-    offsets: list[int] = []
-    hashes: list[int] = []
-    for caption in captions:
-        words = re.findall(r"[a-z0-9]+", caption.lower()) or [""]
-        offsets.append(len(ids))
-        codes = [
-            int(hashlib.md5(w.encode(), usedforsecurity=False).hexdigest()[:12], 16) for w in words
-        ]
-        ids += [c % BUCKETS for c in codes]
-        hashes.append(sum(codes) % (1 << 62))
-    return tuple(torch.tensor(v, device=device) for v in (ids, offsets, hashes))  # type: ignore[return-value]
