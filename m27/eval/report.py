@@ -36,7 +36,8 @@ class Row:
     """One result. `score`, `low`, `high`, `chance`, `frequent` and `by_kind` are shares (0 to 1)
     or, where `unit` says so, other numbers; `frequent` is what the best constant answer gets on
     these very samples, `by_kind` what the best constant answer to each kind of question gets; None:
-    not defined. `passed` says whether the bar of the task is met."""
+    not defined. `passed` says whether the bar of the task is met, `goal` whether what is hoped for
+    beyond it is."""
 
     task: str
     n: int
@@ -53,12 +54,28 @@ class Row:
     origin: Origin
     unit: str = "share"
     note: str = ""
+    goal: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A flat dict of plain values, `origin` merged in; `weights` is the weights' revision."""
         fields = asdict(self)
         origin: dict[str, Any] = fields.pop("origin")
         return fields | origin
+
+
+def bars(
+    score: float, floor: float, goal: float, lower: bool = False, unit: str = "share"
+) -> tuple[bool, bool, str]:
+    """Whether a score meets its floor and its goal, and both in words: "floor 50 %, goal 85 %".
+
+    With `lower` less is better. Shares are told in per cent, other units as they are.
+    """
+    met = [score <= level if lower else score >= level for level in (floor, goal)]
+    said = [f"{100 * x:g} %" if unit == "share" else f"{x:g}" for x in (floor, goal)]
+    words = f"{'at most' if lower else 'floor'} {said[0]}" + (
+        f", goal {said[1]}" if goal != floor else ""
+    )
+    return met[0], met[1], words
 
 
 def table(rows: Sequence[Row]) -> str:

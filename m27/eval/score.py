@@ -90,3 +90,34 @@ def bootstrap_ratio(
     ratios = np.exp((sums[:, 0] - sums[:, 1]) / sums[:, 2])
     low, high = np.quantile(ratios, [0.025, 0.975])
     return float(low), float(high)
+
+
+def ratio_of_means(
+    ours: Sequence[float], others: Sequence[float], seed: int = 0, draws: int = 2000
+) -> tuple[float, float, float]:
+    """mean(ours) / mean(others) and its 95 % interval, resampling the samples in pairs.
+
+    Infinite where the others' mean is 0.
+    """
+    pairs = np.array([ours, others], dtype=np.float64).T
+    picks = np.random.default_rng(seed).integers(0, len(pairs), (draws, len(pairs)))
+    sums = np.concatenate([pairs.sum(0)[None], pairs[picks].sum(1)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.inf)
+    low, high = np.quantile(ratios[1:], [0.025, 0.975], method="nearest")
+    return float(ratios[0]), float(low), float(high)
+
+
+def clustered_mean(
+    values: Sequence[float], groups: Sequence[str], seed: int = 0, draws: int = 2000
+) -> tuple[float, float, float]:
+    """The mean of all values and its 95 % interval, resampling whole groups: several drawings of
+    one thing are no independent samples."""
+    names = {name: k for k, name in enumerate(dict.fromkeys(groups))}
+    index = np.array([names[name] for name in groups])
+    sums = np.bincount(index, np.asarray(values, dtype=np.float64), len(names))
+    counts = np.bincount(index, minlength=len(names)).astype(np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(sums.sum() / counts.sum()), float(low), float(high)

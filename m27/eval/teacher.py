@@ -30,6 +30,7 @@ from m27.language.codecs import ImageCodec
 
 Pixels = npt.NDArray[np.uint8]
 BATCH = 16
+KEPT = 512  # pictures after which the file of features is written
 
 
 class Teacher:
@@ -96,9 +97,10 @@ def remembered(
     known = load_file(path) if path.is_file() else {}
     keys = [hashlib.sha256(f"{i.key}\0{i.content_hash}".encode()).hexdigest()[:16] for i in items]
     absent = [k for k, key in enumerate(keys) if key not in known]
-    if absent:
-        computed = compute([items[k] for k in absent]).half()
-        known |= {keys[k]: row.clone() for k, row in zip(absent, computed, strict=True)}
+    for start in range(0, len(absent), KEPT):  # what is done is not lost where a run is stopped
+        some = absent[start : start + KEPT]
+        computed = compute([items[k] for k in some]).half()
+        known |= {keys[k]: row.clone() for k, row in zip(some, computed, strict=True)}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.tmp")
         save_file(known, partial)
@@ -108,8 +110,10 @@ def remembered(
 
 def means(features_NF: Tensor, names: Sequence[str]) -> tuple[list[str], Tensor]:
     """The distinct names, sorted, and the mean of each one's features."""
-    order = sorted(set(names))
-    where = {name: [k for k, other in enumerate(names) if other == name] for name in order}
+    where: dict[str, list[int]] = {}
+    for k, name in enumerate(names):
+        where.setdefault(name, []).append(k)
+    order = sorted(where)
     return order, torch.stack([features_NF[where[name]].mean(0) for name in order])
 
 

@@ -3,7 +3,16 @@
 import json
 import subprocess
 
-from m27.eval.report import Origin, Row, commit, files_hash, table, weights_revision, write_jsonl
+from m27.eval.report import (
+    Origin,
+    Row,
+    bars,
+    commit,
+    files_hash,
+    table,
+    weights_revision,
+    write_jsonl,
+)
 
 ORIGIN = Origin(seed=7, commit="abc", weights="0123456789ab")
 
@@ -24,6 +33,15 @@ def test_a_row_is_flat_json_with_its_origin():
     assert (flat["seed"], flat["commit"], flat["weights"], flat["data"]) == (
         7, "abc", "0123456789ab", "d0d0",
     )  # fmt: skip
+
+
+def test_bars_say_what_is_met():
+    assert bars(0.5, 0.5, 0.85) == (True, False, "floor 50 %, goal 85 %")
+    assert bars(0.49, 0.5, 0.85)[:2] == (False, False)
+    assert bars(1.03, 1.05, 1.02, lower=True, unit="ratio") == (
+        True, False, "at most 1.05, goal 1.02",
+    )  # fmt: skip
+    assert bars(1.0, 1.0, 1.0) == (True, True, "floor 100 %")
 
 
 def test_the_table_lines_up_and_says_what_failed():

@@ -7,11 +7,13 @@ import pytest
 
 from m27.eval.score import (
     bootstrap_ratio,
+    clustered_mean,
     most_frequent,
     most_frequent_by_kind,
     named,
     normalise,
     perplexity,
+    ratio_of_means,
     wilson,
 )
 
@@ -64,3 +66,22 @@ def test_bootstrap_ratio_covers_a_known_ratio_and_none_other():
     low, high = bootstrap_ratio(before, after, seed=3)
     assert low < 1.1 < high < 1.12
     assert low > 1.08
+
+
+def test_the_ratio_of_means_and_its_interval():
+    ours, others = [1.0, 2.0, 3.0, 4.0] * 25, [2.0, 4.0, 6.0, 8.0] * 25
+    assert ratio_of_means(ours, others) == pytest.approx((0.5, 0.5, 0.5))
+    mixed = [4.0, 3.0, 2.0, 1.0] * 25
+    ratio, low, high = ratio_of_means(mixed, others)
+    assert ratio == pytest.approx(0.5)
+    assert low < 0.48 < 0.52 < high
+    assert ratio_of_means([1.0], [0.0]) == (math.inf, math.inf, math.inf)
+
+
+def test_groups_widen_an_interval():
+    values = [1.0] * 50 + [0.0] * 50
+    alone = clustered_mean(values, [str(k) for k in range(100)])
+    together = clustered_mean(values, [str(k // 10) for k in range(100)])
+    assert alone[0] == together[0] == 0.5
+    assert together[2] - together[1] > 2 * (alone[2] - alone[1])
+    assert alone[:3] == pytest.approx((0.5, 0.4, 0.6), abs=0.03)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from m27.data.sources import cifar10, easy_vqa, instruments, spoken_words
 from m27.data.sources.base import Item, of_split
 from m27.eval.bench import Bench, Records
-from m27.eval.report import Row
+from m27.eval.report import Row, bars
 from m27.eval.score import most_frequent, most_frequent_by_kind, named, wilson
 from m27.eval.tasks.sample import Sample, ask, data_hash, picked, question, rank
 
@@ -22,7 +22,8 @@ BAR = "interval above chance and most frequent"
 @dataclass(frozen=True)
 class Naming:
     """Free answers scored by the choice they name. `samples(n, seed)` gives the questions;
-    `choices` are all answers there are; chance is one in the answers of that kind of question."""
+    `choices` are all answers there are; chance is one in the answers of that kind of question.
+    `levels` are a floor and a goal; without them the bar is to be better than not looking."""
 
     name: str
     samples: Callable[[int, int], list[Sample]]
@@ -30,6 +31,7 @@ class Naming:
     aliases: Mapping[str, str] = field(default_factory=dict)
     choices_of_kind: Callable[[str], int] | None = None
     max_tokens: int = 8
+    levels: tuple[float, float] | None = None
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Ask, score, and compare with guessing and with always giving the commonest answer."""
@@ -59,9 +61,13 @@ class Naming:
         chance = sum(1 / count(kind) for kind in kinds) / max(n, 1)
         frequent = most_frequent(golds)[1]
         by_kind = most_frequent_by_kind(golds, kinds) if len(set(kinds)) > 1 else None
+        if self.levels is not None:
+            passed, goal, bar = bars(right / max(n, 1), *self.levels)
+        else:
+            passed, goal, bar = low > max(chance, frequent), False, BAR
         return Row(
             task=self.name, n=n, score=right / max(n, 1), low=low, high=high, chance=chance,
-            frequent=frequent, by_kind=by_kind, passed=low > max(chance, frequent), bar=BAR,
+            frequent=frequent, by_kind=by_kind, passed=passed, goal=goal, bar=bar,
             data=data_hash(samples), seconds=0.0, origin=bench.origin, note=parts_note(records),
         )  # fmt: skip
 
@@ -130,12 +136,14 @@ CIFAR10 = Naming(
     _items(cifar10.items, "name_picture"),
     cifar10.CLASSES,
     aliases={"car": "automobile", "plane": "airplane", "aeroplane": "airplane"},
+    levels=(0.50, 0.85),
 )
 EASY_VQA = Naming(
     "easy-vqa",
     _vqa,
     (*easy_vqa.COLOURS, *easy_vqa.SHAPES, "yes", "no"),
     choices_of_kind=VQA_COUNTS.__getitem__,
+    levels=(0.85, 0.97),
 )
 INSTRUMENTS = Naming(
     "instruments", _items(instruments.items, "name_instrument"), tuple(instruments.INSTRUMENTS)
