@@ -84,7 +84,8 @@ def joint() -> NanoRecipe:
     )  # fmt: skip
     train = TrainConfig(
         NAME, minutes=48, seed=27, lora=LoraConfig(rank=32, alpha=32), data=data,
-        optim=OptimConfig(lr=4e-4, map_lr=5e-4, control_lr=4e-4, warmup=0.02, decay=0.1),
+        # A new AdamW moves every entry by its rate at first; what is learned already needs time.
+        optim=OptimConfig(lr=3e-4, map_lr=3e-4, control_lr=3e-4, warmup=0.1, decay=0.1),
     )  # fmt: skip
     return NanoRecipe(train, SOURCES, begin=(f"{NAME}-projections",))
 
@@ -113,7 +114,7 @@ def sft() -> NanoRecipe:
     train = replace(
         recipe.train, name=f"{NAME}-sft", minutes=16, data=data, sample_minutes=4.0,
         optim=replace(
-            recipe.train.optim, lr=3e-4, map_lr=3e-4, control_lr=3e-4, warmup=0.02, decay=0.95,
+            recipe.train.optim, lr=2e-4, map_lr=2e-4, control_lr=2e-4, warmup=0.1, decay=0.9,
         ),
     )  # fmt: skip
     return replace(recipe, train=train, begin=(NAME,))
