@@ -131,5 +131,5 @@ def on_gpu(recipe: NanoRecipe) -> NanoRecipe:
     optim = replace(
         run.optim, lr=2 * run.optim.lr, map_lr=2 * run.optim.map_lr, control_lr=2 * run.optim.control_lr
     )
-    data = replace(run.data, rows=32, pool=1024)
+    data = replace(run.data, row=2048, rows=32, pool=1024)
     return replace(recipe, train=replace(run, device="cuda", data=data, optim=optim))
