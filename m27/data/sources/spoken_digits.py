@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from m27.codec.media import read_audio
 from m27.data import pairs
+from m27.data.messages import shuffled
 from m27.data.sources import parquet
 from m27.data.sources.base import Document, Item, Side, shared_file
 from m27.data.sources.clips import fade, hashed, level, loudest, on_side, stored, trim
@@ -36,7 +37,9 @@ def items() -> Iterator[Item]:
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
     """`name_word`: a spoken digit → its name; in training also `transcribe` of some."""
     found = list(on_side(items(), split))
-    yield from pairs.spoken(found, split, seed, NAME)
+    made = list(pairs.spoken(found, split, seed, NAME))
     if split == "train":
         some = [item for item in found if hashed(item.key, "transcribe") < 0.25]
-        yield from spoken_documents(NAME, some, split, seed)
+        # One order for both, so that the first N are a fair sample of the tasks as well.
+        made = shuffled([*made, *spoken_documents(NAME, some, split, seed)], seed)
+    yield from made
