@@ -119,6 +119,7 @@ class ImageCodec(nn.Module):
         self.neck = Neck(self.fsq.dim)
         self.decoder = ImageDecoder(self.fsq.dim)
         self.revision = "untrained"
+        self._stored: dict[str, Tensor] = {}
 
     @property
     def codebook_size(self) -> int:
@@ -195,10 +196,22 @@ class ImageCodec(nn.Module):
             for k, v in self.state_dict().items()
             if v.is_floating_point()
         }
-        packed = packing.pack(state)
+        packed = packing.pack(state) | self._as_stored(state)
         self.revision = packing.revision(packed)
         config = {"levels": self.levels, "revision": self.revision, **(extra or {})}
         return packing.write(Path(folder) / FILE, packed, {"config": json.dumps(config)})
+
+    def take(self, other: ImageCodec) -> None:
+        """Take all weights of a codec that was loaded, and how its file spells them."""
+        self.load_state_dict(other.state_dict())
+        self._stored = other._stored
+
+    def _as_stored(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What was read from a file and has not changed since, as it was there: rounding a rounded
+        weight again can move it, and codes must not depend on how often a codec was saved."""
+        read = packing.unpack(self._stored)
+        same = {n for n in state.keys() & read.keys() if torch.equal(state[n].float().cpu(), read[n])}
+        return {k: v for k, v in self._stored.items() if k.removesuffix("::scale") in same}
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> ImageCodec:
@@ -216,6 +229,7 @@ class ImageCodec(nn.Module):
             config = json.loads(metadata["config"])
             codec = cls(tuple(config["levels"]))
             codec.revision = str(config["revision"])
+            codec._stored = packed
             absent, surplus = codec.load_state_dict(packing.unpack(packed), strict=False)
         except (KeyError, TypeError, ValueError, RuntimeError):
             raise CodecError(f"{path}: not an image codec of this version") from None

@@ -138,7 +138,7 @@ class ImageCodecTrainer:
 
     def begin_from(self, path: Path) -> None:
         """Take trunk, neck and decoder of a codec that was saved; heads and optimiser stay new."""
-        self.codec.load_state_dict(ImageCodec.load(path).state_dict())
+        self.codec.take(ImageCodec.load(path))
 
     def progress(self) -> float:
         """Share of the run that is over, 0..1, by steps, minutes or the clock, whichever is
@@ -295,6 +295,8 @@ class ImageCodecTrainer:
         with safe_open(str(path), framework="pt") as file:
             meta: dict[str, Any] = json.loads((file.metadata() or {})["meta"])
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        # For how the codec's file spells what this run leaves alone; the state itself follows.
+        self.codec.take(ImageCodec.load(self.folder))
         for name, module in self.modules.items():
             start = f"{name}."
             module.load_state_dict(
