@@ -292,7 +292,8 @@ def adjusted(recipe: NanoRecipe, given: argparse.Namespace) -> NanoRecipe:
         run = replace(run, minutes=given.minutes)
     recipe = replace(
         recipe, train=run, out=given.out or recipe.out, shards=given.shards or recipe.shards,
-        runs=given.runs or recipe.runs, warm_start=not given.no_warm_start,
+        runs=given.runs or recipe.runs, codecs=given.codecs or recipe.codecs,
+        warm_start=not given.no_warm_start,
     )  # fmt: skip
     if not 0.0 < given.share <= 1.0:
         raise SettingError(f"--share must lie in (0, 1], not {given.share:g}")
@@ -321,6 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the shipped model")
     parser.add_argument("--shards", type=Path, help="folder of the token shards")
     parser.add_argument("--runs", type=Path, help="folder of the runs")
+    parser.add_argument("--codecs", type=Path, help="folder of newly trained codecs")
     parser.add_argument("--only", nargs="*", default=[], help="sources to build")
     parser.add_argument("--jobs", type=int, default=2, help="sources built at a time")
     parser.add_argument(
