@@ -9,50 +9,28 @@ not in ``train``, which may not import ``eval``.
 from __future__ import annotations
 
 import argparse
-import collections
 import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from m27.codec.audio import FILE, HOP, AudioCodec
+from m27.codec.audio import FILE, AudioCodec
 from m27.codec.media import write_wav
 from m27.codec.mel import acoustic_log_mel, pitch_hz, pitch_salience, pitch_track
-from m27.data.sources.base import Item, Side
-from m27.data.sources.sounds import sounds
+from m27.data.sources.base import Item
 from m27.eval.whisper import transcribe, word_error_rate
-from m27.train.audio_codec import perplexity
+from m27.train.audio_losses import perplexity
+from recipes.audio_probes import chosen, probes, wave_of
 
 SPOKEN = ("speech", "asterisk", "spoken-orders", "spoken-words", "spoken-digits")
-
-
-def chosen(side: Side, count: int, sources: Iterable[str] | None = None) -> list[Item]:
-    """Up to ``count`` items of each source, evenly spread over it."""
-    by_source: dict[str, list[Item]] = collections.defaultdict(list)
-    for item in sounds(side):
-        if item.audio is not None and (sources is None or item.source in sources):
-            by_source[item.source].append(item)
-    return [
-        items[i]
-        for items in by_source.values()
-        for i in np.unique(np.linspace(0, len(items) - 1, count).astype(int))
-    ]
-
-
-def wave_of(item: Item, seconds: float = 10.0) -> Tensor:
-    """The item's samples ``[1, T]``, cut to ``seconds`` and padded to whole codes."""
-    assert item.audio is not None
-    wave = torch.from_numpy(np.array(item.audio[: int(seconds * 16_000)], np.float32))[None]
-    return F.pad(wave, (0, -wave.shape[1] % HOP))
 
 
 def distance(one_BT: Tensor, two_BT: Tensor) -> float:
@@ -68,63 +46,15 @@ def pitch_agreement(one_BT: Tensor, two_BT: Tensor) -> tuple[int, int]:
     return int(both.sum()), int((both & near).sum())
 
 
-def segments(features_ND: Tensor, parts: int = 8) -> Tensor:
-    """Means over ``parts`` equal stretches of time, side by side: ``[parts * D]``."""
-    return F.adaptive_avg_pool1d(features_ND.T[None], parts)[0].T.flatten()
-
-
-def probe(train_X: Tensor, train_y: Tensor, test_X: Tensor, test_y: Tensor) -> float:
-    """Accuracy of multinomial logistic regression on standardised features (L2 1e-2, LBFGS)."""
-    mean, scale = train_X.mean(0), train_X.std(0) + 1e-3
-    train_X, test_X = (train_X - mean) / scale, (test_X - mean) / scale
-    classes = int(train_y.max()) + 1
-    weight = torch.zeros(train_X.shape[1], classes, requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=60, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(train_X @ weight + bias, train_y) + 1e-2 * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return float(((test_X @ weight + bias).argmax(-1) == test_y).float().mean().detach())
-
-
-def label(item: Item) -> str:
-    """What a probe must tell: the word, or the instrument's name without its pitch."""
-    return str(item.meta.get("instrument", item.concept))
-
-
-def probes(codec: AudioCodec, source: str, count: int) -> dict[str, float]:
-    """Linear probe accuracy on codes (one-hot digits) and on mel, both as means over eighths of
-    the sound."""
-    features: dict[str, Tensor] = {}
-    labels: dict[str, list[str]] = {}
-    sides: tuple[Side, Side] = ("train", "test")
-    for side in sides:
-        codes_X: list[Tensor] = []
-        mel_X: list[Tensor] = []
-        labels[side] = []
-        for item in chosen(side, count, [source]):
-            wave = wave_of(item, 2.0)
-            digits = codec.quantizer.digits(codec.encode(wave)[0])
-            hot = torch.cat([F.one_hot(digits[:, i], n) for i, n in enumerate(codec.levels)], -1)
-            codes_X.append(segments(hot.float()))
-            mel_X.append(segments(acoustic_log_mel(wave)[0]))
-            labels[side].append(label(item))
-        features[side + "codes"], features[side + "mel"] = torch.stack(codes_X), torch.stack(mel_X)
-    names = sorted(set(labels["train"]))
-    kept = [i for i, name in enumerate(labels["test"]) if name in names]
-    y = [torch.tensor([names.index(n) for n in labels["train"]])]
-    y.append(torch.tensor([names.index(labels["test"][i]) for i in kept]))
-    common = collections.Counter(labels["test"]).most_common(1)[0][1] / len(labels["test"])
-    rows = {
-        kind: round(probe(features["train" + kind], y[0], features["test" + kind][kept], y[1]), 4)
-        for kind in ("codes", "mel")
-    }
-    return {**rows, "classes": len(names), "tested": len(kept), "most_frequent": round(common, 4)}
+def timbre(one_BT: Tensor, two_BT: Tensor) -> float:
+    """Difference in dB of the two sounds' mean spectra (96 mel bands, those within 60 dB of the
+    loudest of the first), loudness set aside: what is left when time and level do not count."""
+    one, two = (
+        (10 ** ((acoustic_log_mel(wave)[0] / 0.75 - 1) * 3)).mean(0) for wave in (one_BT, two_BT)
+    )
+    heard = one > one.max() * 1e-6
+    apart = 10 * (one / two.clamp_min(1e-9)).log10()[heard]
+    return float((apart - apart.median()).abs().mean())
 
 
 @torch.no_grad()
@@ -138,6 +68,7 @@ def reconstruction(
     seconds = 0.0
     for source, group in itertools.groupby(items, key=lambda item: item.source):
         mel: list[float] = []
+        tone: list[float] = []
         codes: list[Tensor] = []
         pitch = [0, 0]
         words: dict[str, list[tuple[str, str]]] = {"original": [], "codec": []}
@@ -151,6 +82,7 @@ def reconstruction(
             spent["decode"] += time.perf_counter() - middle
             seconds += wave.shape[1] / 16_000
             mel.append(distance(wave, back))
+            tone.append(timbre(wave, back))
             codes.append(found.flatten())
             both, near = pitch_agreement(wave, back)
             pitch = [pitch[0] + both, pitch[1] + near]
@@ -169,6 +101,8 @@ def reconstruction(
         rows[source] = {
             "sounds": len(mel),
             "log_mel_distance_db": round(float(np.mean(mel)), 3),
+            "log_mel_distance_error": round(float(np.std(mel) / len(mel) ** 0.5), 3),
+            "timbre_error_db": round(float(np.mean(tone)), 3),
             "perplexity": round(perplexity(joined, codec.codebook_size), 1),
             "pitch_within_half_semitone": round(pitch[1] / max(pitch[0], 1), 4),
         }
@@ -187,36 +121,48 @@ def reconstruction(
 
 
 def report(
-    folder: Path, count: int, hear: int, probed: int, samples: Path | None = None
+    file: Path,
+    count: int,
+    hear: int,
+    probed: int,
+    samples: Path | None = None,
+    sources: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The whole report on the codec in ``folder`` as one JSON-able dictionary."""
-    codec = AudioCodec.load(folder)
-    made = reconstruction(codec, chosen("test", count), hear, samples)
+    """The whole report on a codec's file as one JSON-able dictionary; without probes where
+    ``probed`` is 0."""
+    codec = AudioCodec.load(file.parent, name=file.name)
+    made = reconstruction(codec, chosen("test", count, sources), hear, samples)
     return {
         "revision": codec.revision,
-        "bytes": (folder / FILE).stat().st_size,
+        "codes_revision": codec.codes_revision,
+        "vocoder": codec.config.vocoder,
+        "bytes": file.stat().st_size,
         "parameters": sum(p.numel() for p in codec.parameters()),
         "threads": torch.get_num_threads(),
         **made,
-        "probe": {name: probes(codec, name, probed) for name in ("spoken-words", "instruments")},
+        "probe": probes(codec, probed) if probed else {},
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, write the report, print it."""
     parser = argparse.ArgumentParser(description="Measure the audio codec on held-out sounds.")
-    parser.add_argument("--codec", type=Path, default=Path(".cache/codecs"))
+    parser.add_argument("--codec", type=Path, default=Path(".cache/codecs"), help="file or folder")
+    parser.add_argument("--sources", nargs="*", help="of these alone")
     parser.add_argument("--out", type=Path, default=Path("runs/audio-codec/report.json"))
     parser.add_argument("--count", type=int, default=80, help="sounds a source")
     parser.add_argument("--hear", type=int, default=60, help="of them transcribed")
-    parser.add_argument("--probed", type=int, default=1000, help="sounds a side for the probes")
+    parser.add_argument(
+        "--probed", type=int, default=1000, help="sounds a side for probes; 0: none"
+    )
     parser.add_argument("--samples", type=Path, help="folder for some sounds, original and decoded")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     if given.samples is not None:
         given.samples.mkdir(parents=True, exist_ok=True)
-    made = report(given.codec, given.count, given.hear, given.probed, given.samples)
+    file = given.codec / FILE if given.codec.is_dir() else given.codec
+    made = report(file, given.count, given.hear, given.probed, given.samples, given.sources)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     partial = given.out.with_suffix(".partial")
     partial.write_text(json.dumps(made, indent=1))

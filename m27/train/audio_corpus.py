@@ -32,6 +32,7 @@ from m27.codec.mel import (
     whisper_log_mel,
 )
 from m27.codec.whisper_encoder import WhisperEncoder
+from m27.runtime import cpu_bf16
 from m27.train.audio_captions import Span
 
 ACOUSTIC = ACOUSTIC_BANDS + PITCH_BINS
@@ -41,12 +42,9 @@ _KEY = re.compile(r" key\d+")
 
 
 def fast_bf16(device: str) -> bool:
-    """Whether a device multiplies in bfloat16 faster than in float32: a CPU without instructions
-    for it is some ten to sixty times slower."""
-    if not device.startswith("cpu"):
-        return True
-    can = torch.cpu.get_capabilities()
-    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    """Whether a device multiplies in bfloat16 faster than in float32: a CPU that lacks instructions
+    for it is ten to sixty times slower."""
+    return cpu_bf16() if device.startswith("cpu") else True
 
 
 class Clip(NamedTuple):

@@ -72,7 +72,7 @@ def test_codes_stay_bit_for_bit_and_the_wave_changes(recipe: DecoderTraining) ->
     assert torch.equal(codes, after.encode(wave))
     assert before.codes_revision == after.codes_revision
     assert not torch.equal(before.decode(codes), after.decode(codes))
-    assert after.refiner is not None and float(after.refiner.out.weight.abs().max()) > 0
+    assert after.refiner is not None and bool(after.refiner.out.weight.any())
     lines = (Path(recipe.run) / "log.jsonl").read_text().splitlines()
     assert "matching" in lines[1] and after.revision in lines[-1]
 
