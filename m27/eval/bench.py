@@ -1,6 +1,7 @@
 """The model under test, and what every task asks of it: answers to many conversations at once.
 
-Answers are greedy and text only, under the same grammar and through the same processor as anyone's.
+`answers` are greedy and text only, `generate` is whatever a request asks for, pictures and sounds
+included; both under the same grammar and through the same processor as anyone's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from m27.data.progress import Progress
 from m27.eval.report import Origin, Row
 from m27.infer.batch import generate_batch
 from m27.infer.engine import Engine
+from m27.infer.many import answer_batch
+from m27.infer.request import Request, Response
 from m27.language.grammar import Grammar
 
 Messages = list[dict[str, Any]]
@@ -21,14 +24,16 @@ Messages = list[dict[str, Any]]
 
 @dataclass
 class Bench:
-    """An engine with the settings of a run: how many samples a task, the seed, rows at a time."""
+    """An engine with the settings of a run: how many samples a task, the seed, rows at a time, and
+    the folder for what a task wants to show."""
 
     engine: Engine
     folder: Path
     origin: Origin
-    samples: int = 200
+    samples: int = 500
     validity: int = 500
-    batch: int = 16
+    batch: int = 32
+    out: Path = Path("out/eval")
 
     @property
     def seed(self) -> int:
@@ -58,6 +63,14 @@ class Bench:
             )
         decoded = [processor.decode(ids) for ids in rows]
         return ["".join(part["text"] for part in parts).strip() for parts in decoded]
+
+    def generate(self, requests: Sequence[Request], label: str = "making") -> list[Response]:
+        """The model's answers to whole requests, media and all, in their order.
+
+        Give each its seed, made from the run's, so that the same run gives the same answers.
+        """
+        with Progress(label, len(requests)) as bar:
+            return answer_batch(self.engine, requests, self.batch, bar.add)
 
 
 Records = list[dict[str, Any]]  # one a sample: id, answer, prediction, right …

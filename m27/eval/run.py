@@ -2,22 +2,31 @@
 from.
 
 Writes `rows.jsonl` (a row a task) and `answers.jsonl` (a line a sample) under the output folder,
-and prints the table of the model card.
+and prints the table of the model card. Tasks may run in several processes, one thread each, which
+on few cores is faster than several threads; the figures are the same.
 """
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from m27.eval.bench import Bench, Task
+import torch
+
+from m27.eval.bench import Bench, Records, Task
 from m27.eval.report import Origin, Row, commit, table, weights_revision, write_jsonl
 from m27.eval.tasks import TASKS
 from m27.infer.engine import Engine
+
+FAILED = "failed: "
 
 
 class EvalError(ValueError):
@@ -32,41 +41,142 @@ def chosen(only: Sequence[str]) -> list[Task]:
     return [task for name, task in TASKS.items() if not only or name in only]
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """What a process needs to make the bench."""
+
+    folder: Path
+    origin: Origin
+    samples: int
+    validity: int
+    batch: int
+    out: Path
+
+    def bench(self) -> Bench:
+        engine = Engine.load(self.folder)
+        return Bench(engine, *(getattr(self, name) for name in self.__dataclass_fields__))
+
+
 def evaluate(
     folder: str | Path,
     *,
     only: Sequence[str] = (),
-    samples: int = 200,
+    samples: int = 500,
     validity: int = 500,
     seed: int = 0,
-    batch: int = 16,
+    batch: int = 32,
+    jobs: int = 1,
+    resume: bool = False,
     out: str | Path = "out/eval",
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Run tasks on the weights in `folder`; the rows come back, and are in `out` as JSON lines.
 
-    `samples` a task, `validity` random prompts for the structure task, `batch` rows at a time;
-    `say` is told the table at the end, and a line a task on standard error as it is done. The rows
-    so far are kept if a later task fails. Raises EvalError for an unknown task or numbers below 1.
+    `samples` a task, `validity` random prompts for the structure task, `batch` rows at a time in
+    each of `jobs` processes; `say` is told the table at the end, and a line a task on standard
+    error as it is done. A task that fails has a row whose note begins with `FAILED`, and the others
+    go on. With `resume`, rows in `out` of the same origin and settings are kept, failed ones not.
+    Raises EvalError for an unknown task or numbers below 1.
     """
     tasks = chosen(only)
-    for label, value in (("samples", samples), ("validity", validity), ("batch", batch)):
+    numbers = {"samples": samples, "validity": validity, "batch": batch, "jobs": jobs}
+    for label, value in numbers.items():
         if value < 1:
             raise EvalError(f"{label} must be at least 1, not {value}")
     folder, out = Path(folder), Path(out)
-    engine = Engine.load(folder)
     origin = Origin(seed=seed, commit=commit(), weights=weights_revision(folder))
-    bench = Bench(engine, folder, origin, samples, validity, batch)
-    rows: list[Row] = []
-    records: list[dict[str, Any]] = []
-    for task in tasks:
-        began = time.perf_counter()
-        row, answered = task.run(bench)
-        row = replace(row, seconds=round(time.perf_counter() - began, 1))
-        rows.append(row)
-        records += [{"task": task.name, **record} for record in answered]
-        write_jsonl(out / "rows.jsonl", (r.to_json() for r in rows))
-        write_jsonl(out / "answers.jsonl", records)
-        print(f"{task.name}: {row.score:.3f} in {row.seconds:.0f} s; {row.note}", file=sys.stderr)
-    say(table(rows))
-    return rows
+    setting = _Setting(folder, origin, samples, validity, batch, out)
+    rows, records = _kept(setting) if resume else ({}, {})
+    todo = [task.name for task in tasks if task.name not in rows]
+    _write_settings(setting)
+    for row, answered in _measured(setting, todo, jobs):
+        rows[row.task], records[row.task] = row, answered
+        order = [name for name in TASKS if name in rows]
+        write_jsonl(out / "rows.jsonl", (rows[name].to_json() for name in order))
+        lines = [{"task": name, **record} for name in order for record in records[name]]
+        write_jsonl(out / "answers.jsonl", lines)
+        print(f"{row.task}: {row.score:.3f} in {row.seconds:.0f} s; {row.note}", file=sys.stderr)
+    found = [rows[task.name] for task in tasks]
+    say(table(found))
+    return found
+
+
+def _measured(setting: _Setting, names: list[str], jobs: int) -> Iterator[tuple[Row, Records]]:
+    """Rows and records of the tasks `names`, as they are done."""
+    if jobs == 1 or len(names) < 2:
+        bench = setting.bench() if names else None
+        for name in names:
+            assert bench is not None
+            yield measure(TASKS[name], bench)
+        return
+    # Not forked: the threads of torch do not survive that.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _begin, (setting,)) as pool:
+        for future in as_completed([pool.submit(_measure, name) for name in names]):
+            yield future.result()
+
+
+_bench: Bench | None = None  # of this process; a worker has one engine for all its tasks
+
+
+def _begin(setting: _Setting) -> None:
+    global _bench
+    torch.set_num_threads(1)
+    _bench = setting.bench()
+
+
+def _measure(name: str) -> tuple[Row, Records]:
+    assert _bench is not None
+    return measure(TASKS[name], _bench)
+
+
+def measure(task: Task, bench: Bench) -> tuple[Row, Records]:
+    """The row of one task, with its seconds; of one that fails, a row that says why."""
+    began = time.perf_counter()
+    try:
+        row, records = task.run(bench)
+    except Exception as error:  # whatever it is, hours of other results must not be lost to it
+        traceback.print_exc()
+        why = f"{FAILED}{type(error).__name__}: {error}".split("\n", 1)[0]
+        row = Row(
+            task=task.name, n=0, score=0.0, low=0.0, high=1.0, chance=None, frequent=None,
+            by_kind=None, passed=False, bar="–", data="", seconds=0.0, origin=bench.origin,
+            note=why,
+        )  # fmt: skip
+        records = []
+    return replace(row, seconds=round(time.perf_counter() - began, 1)), records
+
+
+def _write_settings(setting: _Setting) -> None:
+    write_jsonl(setting.out / "settings.jsonl", [_settings(setting)])
+
+
+def _settings(setting: _Setting) -> dict[str, Any]:
+    return {
+        **asdict(setting.origin), "samples": setting.samples, "validity": setting.validity
+    }  # fmt: skip
+
+
+def _kept(setting: _Setting) -> tuple[dict[str, Row], dict[str, Records]]:
+    """Rows and records of an earlier run into the same folder, if it was of the same origin."""
+    lines = {name: _read(setting.out / f"{name}.jsonl") for name in ("settings", "rows", "answers")}
+    if lines["settings"] != [_settings(setting)]:
+        return {}, {}
+    origin = asdict(setting.origin)
+    rows: dict[str, Row] = {}
+    for line in lines["rows"]:
+        fields = {name: value for name, value in line.items() if name not in origin}
+        same = all(line.get(name) == value for name, value in origin.items())
+        if same and not str(line["note"]).startswith(FAILED):
+            rows[line["task"]] = Row(**fields, origin=setting.origin)
+    records: dict[str, Records] = {name: [] for name in rows}
+    for line in lines["answers"]:
+        if (name := line.pop("task")) in records:
+            records[name].append(line)
+    return rows, records
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

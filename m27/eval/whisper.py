@@ -73,15 +73,16 @@ def _mel_filters() -> NDArray[np.float32]:
     return np.asarray(filters, np.float32)
 
 
-def log_mel(samples_T: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Whisper's features of up to 30 s, padded with silence to 30 s: ``[80, 3000]``."""
-    whole = np.zeros(_SECONDS * RATE, np.float32)
+def log_mel(samples_T: NDArray[np.float32], frames: int = 3000) -> NDArray[np.float32]:
+    """Whisper's features of up to ``frames`` hundredths of a second, padded with silence to that:
+    ``[80, frames]``."""
+    whole = np.zeros(frames * RATE // 100, np.float32)
     kept = samples_T[: len(whole)]
     whole[: len(kept)] = kept
     padded = np.pad(whole, 200, mode="reflect")
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)).astype(np.float32)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, 400)[::160][:3000]
-    power = np.abs(np.fft.rfft(frames * window, axis=-1)) ** 2
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, 400)[::160][:frames]
+    power = np.abs(np.fft.rfft(pieces * window, axis=-1)) ** 2
     log = np.log10(np.maximum(_mel_filters() @ power.T.astype(np.float32), 1e-10))
     log = np.maximum(log, log.max() - 8)
     return np.ascontiguousarray((log + 4) / 4, np.float32)
@@ -125,6 +126,20 @@ def transcribe(samples: NDArray[np.float32], threads: int = 1) -> str:
         ids = [i for i in result.sequences_ids[0] if i < _TEXT_END]
         texts.append(tokenizer.decode(ids).strip())
     return " ".join(text for text in texts if text)
+
+
+def encoded(samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The log-mel bands ``[80, F]`` of up to 30 s, and the encoder's states ``[F / 2, 512]``.
+
+    Unlike in `transcribe` nothing is padded to 30 s, which costs a fraction and serves to compare
+    sounds.
+    """
+    wave = np.asarray(samples, np.float32)
+    frames = max(2, min(3000, -(-len(wave) // 320) * 2))
+    bands = log_mel(wave, frames)
+    model, _, view = _model(1)
+    states = np.array(model.encode(view(bands[None]), to_cpu=True))[0]
+    return bands, np.asarray(states, np.float32)
 
 
 def normalise(text: str) -> list[str]:

@@ -1,11 +1,12 @@
 """A whole run on a tiny model: rows on disk with their origin, a table, and clear refusals."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from m27.cli import main
-from m27.eval.run import EvalError, chosen, evaluate
+from m27.eval.run import FAILED, EvalError, chosen, evaluate
 from m27.eval.tasks import TASKS
 from tests import tiny
 
@@ -37,6 +38,39 @@ def test_rows_and_answers_are_written_with_their_origin(folder, tmp_path):
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [a["task"] for a in answers] == ["capital"] + ["structure"] * 14
     assert said[0].count("\n") == 3
+
+
+class Broken:
+    name = "capital"
+
+    def run(self, bench):
+        raise OSError("no such file\nat all")
+
+
+def test_a_task_that_fails_has_a_row_and_the_others_go_on(folder, tmp_path, monkeypatch):
+    settings = {"only": ["capital", "structure"], "validity": 7, "out": tmp_path, "say": len}
+    with monkeypatch.context() as patch:
+        patch.setitem(TASKS, "capital", Broken())
+        failed, structure = evaluate(folder, **settings)
+    assert (failed.n, failed.passed) == (0, False)
+    assert failed.note == FAILED + "OSError: no such file"
+    assert structure.passed
+    # What failed is run again, what is there is kept, as long as nothing changed.
+    monkeypatch.setitem(TASKS, "structure", Broken())
+    again = evaluate(folder, **settings, resume=True)
+    assert [row.n for row in again] == [1, 7]
+    assert again[1] == structure
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [a["task"] for a in answers] == ["capital"] + ["structure"] * 7
+    assert evaluate(folder, **settings, resume=True, seed=1)[1].note.startswith(FAILED)
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_rows(folder, tmp_path):
+    settings = {"only": ["capital", "perplexity-manual"], "samples": 9, "say": len}
+    one = evaluate(folder, **settings, out=tmp_path / "1")
+    two = evaluate(folder, **settings, out=tmp_path / "2", jobs=2)
+    assert [replace(r, seconds=0) for r in one] == [replace(r, seconds=0) for r in two]
 
 
 def test_the_same_seed_gives_the_same_rows(folder, tmp_path):

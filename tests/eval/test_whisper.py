@@ -26,6 +26,12 @@ def test_log_mel_pads_and_cuts_to_30_seconds() -> None:
     assert np.allclose(long, -1.5)
 
 
+def test_log_mel_of_a_short_sound_need_not_be_padded() -> None:
+    wave = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    assert log_mel(wave, 100).shape == (80, 100)
+    assert np.allclose(log_mel(wave, 100)[:, :95], log_mel(wave)[:, :95], atol=1e-4)
+
+
 def test_normalise() -> None:
     assert normalise("It’s 42, OK?") == ["it's", "four", "two", "ok"]
 
