@@ -36,7 +36,7 @@ RESULTS: dict[str, tuple[str, str]] = {
     ),
     "image-ablation.json": ("image-ablation.json", "python -m recipes.image_ablation"),
     "audio-ablation.json": ("audio-ablation.json", "python -m recipes.audio_ablation"),
-    "census.json": ("census.json", "python -m m27.data.census"),
+    "census.json": ("census.json", "python -m recipes.census"),
     "spent.jsonl": ("spent.jsonl", "python -m recipes.release"),
     "samples.json": ("samples/samples.json", "python -m recipes.samples"),
 }  # fmt: skip

@@ -54,9 +54,8 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 def evaluation(rows: Sequence[Record]) -> str:
     """The table of scores with bars, where they come from, and the notes behind them."""
     optional = {"chance": "chance", "frequent": "most frequent", "by_kind": "by kind"}
-    optional |= {"baseline": "baseline", "floor": "floor", "goal": "goal"}
     shown = [key for key in optional if any(row.get(key) is not None for row in rows)]
-    words = {"goal": "goal", "floor": "floor", "neither": "**fails**", "yes": "yes", "no": "**no**"}
+    words = {"goal": "goal", "floor": "floor", "yes": "yes", "no": "**no**"}
     lines = []
     for row in rows:
         unit = row.get("unit", "share")
@@ -64,10 +63,10 @@ def evaluation(rows: Sequence[Record]) -> str:
         lines.append(
             [say.bench(row["task"], unit).title, f"`{row['task']}`", f"{row['n']:,}",
              say.figure(row["score"], unit), between,
-             *(say.figure(row.get(key), unit) for key in shown), words[say.reached(row)]]
+             *(say.figure(row.get(key), unit) for key in shown), row["bar"], words[say.reached(row)]]
         )  # fmt: skip
     heads = ["capability", "task", "n", "score", "95 % interval"]
-    made = table([*heads, *(optional[key] for key in shown), "met"], lines)
+    made = table([*heads, *(optional[key] for key in shown), "bar", "met"], lines)
     of = rows[0]
     about = f"Seed {of['seed']}, software commit `{of['commit']}`, weights `{of['weights']}`, "
     about += f"torch {of['torch']}.\n"
@@ -80,11 +79,10 @@ def bars(rows: Sequence[Record]) -> str:
     lines = []
     for row in (row for row in rows if say.fails(row)):
         unit = row.get("unit", "share")
-        asked = row.get("bar", "")
-        if row.get("floor") is not None:
-            asked = f"floor {say.figure(row['floor'], unit)}"
         title = say.bench(row["task"], unit).title
-        lines.append(f"- **Fails its bar**: {title}, {say.figure(row['score'], unit)} ({asked}).\n")
+        lines.append(
+            f"- **Fails its bar**: {title}, {say.figure(row['score'], unit)} ({row['bar']}).\n"
+        )
     return "".join(lines)
 
 
@@ -124,7 +122,7 @@ def audio_codec(made: Record) -> str:
         "WER after",
     )
     probes = "; ".join(
-        f"{name} {percent(x['codes'])} on codes, {percent(x['mel'])} on log-mel ({x['classes']} classes)"
+        f"{name} {accuracy(x['codes'])} on codes, {accuracy(x.get('mel'))} on log-mel ({classes(x)} classes)"
         for name, x in made.get("probe", {}).items()
     )
     return (
@@ -134,40 +132,57 @@ def audio_codec(made: Record) -> str:
     )
 
 
-def ablation(made: Any) -> str:
-    """One table of variants, whatever figures they have: a list of flat records, or one by name."""
-    rows = made.get("rows", made) if isinstance(made, Mapping) else made
-    if isinstance(rows, Mapping):
-        rows = [{"variant": name, **row} for name, row in rows.items() if isinstance(row, Mapping)]
-    keys = list(
-        dict.fromkeys(key for row in rows for key in row if not isinstance(row[key], list | dict))
-    )
-    if not rows or not keys:
-        raise CardError("an ablation has no rows")
-    lines = [[number(row.get(key)) for key in keys] for row in rows]
-    return table([key.replace("_", " ") for key in keys], lines)
+def ablation(made: Record) -> str:
+    """Figures of variants trained alike, a column each: `{"variants": {name: figures}}`, figures nested or not."""
+    variants = {name: flat(figures) for name, figures in made["variants"].items()}
+    names = list(dict.fromkeys(key for figures in variants.values() for key in figures))
+    if not names:
+        raise CardError("an ablation has no figures")
+    lines = [[name, *(figures.get(name, "–") for figures in variants.values())] for name in names]
+    about = ", ".join(f"{key} {value:,}" for key, value in made.items() if isinstance(value, int))
+    return table(["", *variants], lines) + (f"\nEach with {about}.\n" if about else "")
+
+
+def flat(figures: Record, before: str = "") -> dict[str, str]:
+    """Nested figures by the words of their path; a value with its interval in brackets, words left out."""
+    found: dict[str, str] = {}
+    for key, value in figures.items():
+        name = f"{before} {key.replace('_', ' ')}".strip()
+        if isinstance(value, Mapping) and "accuracy" in value:
+            low, high = value.get("interval", (None, None))
+            found[name] = f"{percent(value['accuracy'])} [{percent(low)}, {percent(high)}]"
+        elif isinstance(value, Mapping):
+            found |= flat(value, name)
+        elif isinstance(value, list) and len(value) == 3:
+            found[name] = f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
+        elif isinstance(value, int | float):
+            found[name] = number(value)
+    return found
 
 
 def mixture(made: Record) -> str:
-    """What was trained on: documents, tokens a medium and epochs by source, with licences."""
-    sources = made["sources"]
-    rows = sources.items() if isinstance(sources, Mapping) else ((r["name"], r) for r in sources)
+    """What was trained on, by source and by task: documents, tokens a medium, epochs, licences."""
     media = ("text", "image", "audio")
-    lines = []
-    for name, row in rows:
-        tokens = row["tokens"] if isinstance(row["tokens"], Mapping) else row
-        lines.append(
-            [str(row.get("title", name)), number(row["documents"]), *(number(tokens.get(m)) for m in media),
-             number(row.get("epochs"), 2), str(row.get("licence", row.get("license", "–")))]
-        )  # fmt: skip
-    heads = ("source", "documents", "text ids", "picture codes", "sound codes", "epochs", "licence")
-    return table(heads, lines)
+    sources = [
+        [row["source"], number(row["documents"]), *(number(row[m]) for m in media), row["licence"]]
+        for row in made["sources"]
+    ]
+    tasks = [
+        [f"`{row['task']}`", number(row["documents"]), *(number(row[m]) for m in media),
+         number(row["epochs"], 2)]
+        for row in made["tasks"]
+    ]  # fmt: skip
+    heads = ("documents", "text ids", "picture codes", "sound codes")
+    return (
+        f"By source, as built:\n\n{table(('source', *heads, 'licence'), sources)}\n"
+        f"By task; epochs are those of the runs below, together:\n\n{table(('task', *heads, 'epochs'), tasks)}"
+    )
 
 
 def training(model: Path) -> str:
     """Each run by its log: steps, tokens, hours, and where the loss of each medium began and ended."""
     lines = []
-    for path in sorted(model.glob("training*.jsonl"), key=lambda p: (len(p.stem), p.stem)):
+    for path in sorted(model.glob("training*.jsonl"), key=order):
         steps = [row for row in read_json(path) if "step" in row and "loss" in row]
         if not steps:
             raise CardError(f"{path}: no step is logged")
@@ -180,6 +195,14 @@ def training(model: Path) -> str:
     if not lines:
         raise CardError(f"{model}: no training*.jsonl; it is written by `python -m recipes.nano`")
     return table(("log", "steps", "tokens", "hours", "loss, first and last twentieth"), lines)
+
+
+def order(path: Path) -> tuple[int, str]:
+    """Where a log stands among the runs: those of the first weights, then the stages of later ones."""
+    name = path.stem
+    if name in ("training", "training-settled"):
+        return 0, name
+    return (1 if name.endswith("-projections") else 3 if name.endswith("-sft") else 2), name
 
 
 def mean_media(steps: Sequence[Record]) -> dict[str, float]:
@@ -258,3 +281,11 @@ def percent(value: float | None) -> str:
 def accuracy(value: Any) -> str:
     """A probe's accuracy, bare or in a record of several figures."""
     return percent(value.get("accuracy") if isinstance(value, Mapping) else value)
+
+
+def classes(probe: Record) -> str:
+    """How many classes a probe tells apart, said by the probe or by its figure on codes."""
+    codes = probe["codes"]
+    return str(
+        probe.get("classes") or (codes.get("classes") if isinstance(codes, Mapping) else "–")
+    )

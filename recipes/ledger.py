@@ -54,9 +54,14 @@ class Ledger:
         return last
 
 
+def on_gpu(device: str = "auto") -> bool:
+    """Whether work on `device` ("auto", "cpu" or "cuda…") is done by a GPU."""
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
 def device_name(device: str = "auto") -> str:
     """What the work is done on: the GPU's name, or the processor's with its number of cores."""
-    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+    if on_gpu(device):
         return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

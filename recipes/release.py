@@ -3,7 +3,7 @@
     python -m recipes.release
     python -m recipes.release --list
     python -m recipes.release --from joint
-    python -m recipes.release --only image-report --only audio-report
+    python -m recipes.release --only image-codec --only card
     python -m recipes.release --quick
 
 A stage is a command that can also be typed by hand, and runs as a process of its own. A stage that ended well
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from recipes.ledger import Ledger, Record, ReleaseError, device_name
+from recipes.ledger import Ledger, Record, ReleaseError, device_name, on_gpu
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ReleaseRecipe:
     """A whole release: budgets, machine, and where things go.
 
     `samples` a task of evaluation, `validity` prompts of its structure task, `pictures` and `sounds` a kind
-    for the reports. `limit` keeps at most so many documents a source, 0 all of the recipe's.
+    for the reports, `share` of each source's documents. Runs, shards and codecs lie below `work`.
     """
 
     minutes: Minutes = field(default_factory=Minutes)
@@ -62,22 +62,35 @@ class ReleaseRecipe:
     validity: int = 500
     pictures: int = 100
     sounds: int = 80
-    limit: int = 0
+    share: float = 1.0
     out: Path = Path("out")
     model: Path = Path("weights/m27-nano")
+    work: Path = Path()
+
+    @property
+    def codecs(self) -> Path:
+        """Where the codecs' recipes leave them."""
+        return self.work / ".cache" / "codecs"
+
+    @property
+    def runs(self) -> Path:
+        """Where runs keep their logs and snapshots."""
+        return self.work / "runs"
+
+    @property
+    def shards(self) -> Path:
+        """Where the token shards lie."""
+        return self.work / ".cache" / "shards" / "nano"
 
 
 def quick(recipe: ReleaseRecipe) -> ReleaseRecipe:
-    """The same chain with next to nothing in each stage: it shows that the stages fit, not what they reach."""
+    """The same chain with next to nothing in each stage, apart from the real one: it shows that the stages
+    fit, not what they reach."""
+    out = recipe.out / "quick"
     return replace(
-        recipe,
-        minutes=Minutes().scaled(0.005),
-        samples=4,
-        validity=4,
-        pictures=4,
-        sounds=4,
-        limit=40,
-    )
+        recipe, minutes=Minutes().scaled(0.005), samples=4, validity=4, pictures=4, sounds=4, share=0.004,
+        out=out, model=out / "m27-nano", work=out,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,61 +110,70 @@ class Stage:
 
 def stages(recipe: ReleaseRecipe) -> list[Stage]:
     """The stages in order."""
-    length, threads = recipe.minutes, str(recipe.threads)
-    machine = ("--threads", threads)
-    model, out = str(recipe.model), recipe.out
+    length, out, model = recipe.minutes, recipe.out, str(recipe.model)
+    machine = ("--threads", str(recipe.threads))
+    device = ("--device", "cuda" if on_gpu(recipe.device) else "cpu")
 
-    def codec(name: str, minutes: float) -> tuple[str, ...]:
-        return ("--stage", name, "--minutes", f"{minutes:g}", *machine)
+    def codec(medium: str, stage: str, minutes: float, file: str = "") -> Stage:
+        begin = ("--begin", str(recipe.codecs / file)) if file else ()
+        name = f"{medium}-{'decoder' if file else 'encoder'}"
+        arguments = (
+            "--stage", stage, *begin, "--minutes", f"{minutes:g}", "--run", str(recipe.runs / name),
+            "--out", str(recipe.codecs), *machine, *device,
+        )  # fmt: skip
+        leaves = "how its codes look or sound; they stay" if file else "what its codes are"
+        return Stage(name, f"recipes.{medium}_codec", arguments, leaves)
 
-    def nano(stage: str, minutes: float = 0.0) -> tuple[str, ...]:
-        timed = ("--minutes", f"{minutes:g}") if minutes else ()
-        return ("--stage", stage, "--out", model, *timed)
+    def nano(stage: str, leaves: str, minutes: float = 0.0, *more: str) -> Stage:
+        timed = ("--minutes", f"{minutes:g}", *device) if minutes else ()
+        places = ("--out", model, "--shards", str(recipe.shards), "--runs", str(recipe.runs))
+        codecs = ("--codecs", str(recipe.codecs)) if recipe.work != Path() else ()
+        arguments = ("--stage", stage, *places, *codecs, *timed, *more)
+        return Stage(stage, "recipes.nano", arguments, leaves)
 
-    made = [
+    def report(name: str, module: str, *arguments: str) -> Stage:
+        return Stage(name, module, (*arguments, *machine), f"out/{name}.json")
+
+    def made(name: str) -> tuple[str, str]:
+        return "--out", str(out / name)
+
+    ablations = [
+        report("image-ablation", "recipes.image_ablation", *made("image-ablation")),
+        report("audio-ablation", "recipes.audio_ablation", *made("audio-ablation"), *device),
+    ]
+    share = ("--share", f"{recipe.share:g}", "--jobs", str(recipe.threads))
+    return [
         Stage("fetch", "m27.cli", ("data", "fetch"), "the pinned packages"),
         Stage(
-            "speech", "recipes.speech", ("--minutes", f"{length.speech:g}", "--jobs", threads),
-            "Kokoro's utterances",
+            "speech", "recipes.speech",
+            ("--minutes", f"{length.speech:g}", "--jobs", str(recipe.threads)), "Kokoro's utterances",
         ),
-        Stage("image-encoder", "recipes.image_codec", codec("encoder", length.image_encoder),
-              "what a picture's codes are"),
-        Stage("image-decoder", "recipes.image_codec", codec("decoder", length.image_decoder),
-              "how they look; the codes stay"),
-        Stage("audio-encoder", "recipes.audio_codec", codec("encoder", length.audio_encoder),
-              "what a sound's codes are"),
-        Stage("audio-decoder", "recipes.audio_codec", codec("decoder", length.audio_decoder),
-              "how they sound; the codes stay"),
-        Stage("base", "recipes.nano", nano("base"), "base, tokenizer, codecs in place"),
-        Stage("build", "recipes.nano", nano("build"), "token shards"),
-        Stage("projections", "recipes.nano", nano("projections", length.projections),
-              "code maps near their words"),
-        Stage("joint", "recipes.nano", nano("joint", length.joint), "adapters, rows and maps"),
-        Stage("sft", "recipes.nano", nano("sft", length.sft), "the same, on instructions"),
-        Stage("write", "recipes.nano", nano("write"), "trained.safetensors and its log"),
-        Stage("image-report", "recipes.image_report",
-              ("--codec", model, "--out", str(out / "image-codec.json"),
-               "--count", str(recipe.pictures), *machine), "figures of the picture codec"),
-        Stage("audio-report", "recipes.audio_report",
-              ("--codec", model, "--out", str(out / "audio-codec.json"),
-               "--count", str(recipe.sounds), *machine), "figures of the sound codec"),
-        Stage("census", "m27.data.census", ("--out", str(out / "census.json")), "the mixture's table"),
+        codec("image", "all", length.image_encoder),
+        codec("image", "decoder", length.image_decoder, "image_codec.safetensors"),
+        codec("audio", "codec", length.audio_encoder),
+        codec("audio", "decoder", length.audio_decoder, "audio_codec.safetensors"),
+        nano("base", "base, tokenizer, codecs in place"),
+        nano("build", "token shards", 0.0, *share),
+        nano("projections", "code maps near their words", length.projections, "--begin", "none"),
+        nano("joint", "adapters, rows and maps", length.joint),
+        nano("sft", "the same, on instructions", length.sft),
+        nano("write", "trained.safetensors and the logs"),
+        report("image-codec", "recipes.image_report", "--codec", model, *made("image-codec.json"),
+               "--count", str(recipe.pictures)),
+        report("audio-codec", "recipes.audio_report", "--codec", model, *made("audio-codec.json"),
+               "--count", str(recipe.sounds)),
+        *(ablations if recipe.ablations else []),
+        Stage("census", "recipes.census",
+              ("--shards", str(recipe.shards), "--runs", str(recipe.runs), *made("census.json")),
+              "the mixture's table"),
         Stage("eval", "m27.cli",
               ("eval", model, "--samples", str(recipe.samples), "--validity", str(recipe.validity),
-               "--out", str(out / "eval")), "the table of scores"),
-        Stage("samples", "recipes.samples", ("--model", model, "--out", str(out / "samples")),
-              "samples by seed"),
-        Stage("card", "recipes.card", ("--model", model, "--gather", str(out)), "the model card"),
+               "--jobs", str(recipe.threads), *made("eval")), "the table of scores"),
+        Stage("samples", "recipes.samples", ("--model", model, *made("samples")), "samples by seed"),
+        Stage("card", "recipes.card",
+              ("--model", model, "--gather", str(out),
+               *(() if recipe.ablations else ("--without", "ablations"))), "the model card"),
     ]  # fmt: skip
-    if recipe.ablations:
-        at = [stage.name for stage in made].index("census")
-        made[at:at] = [
-            Stage("image-ablation", "recipes.image_ablation",
-                  ("--out", str(out / "image-ablation.json"), *machine), "what its teachers do"),
-            Stage("audio-ablation", "recipes.audio_ablation",
-                  ("--out", str(out / "audio-ablation.json"), *machine), "what its teacher does"),
-        ]  # fmt: skip
-    return made
 
 
 def chosen(every: Sequence[Stage], begin: str | None, only: Sequence[str]) -> list[Stage]:
@@ -263,14 +285,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--samples", type=int, default=defaults.samples, help="a task of evaluation"
     )
-    parser.add_argument("--out", type=Path, default=defaults.out)
+    parser.add_argument("--out", type=Path, default=defaults.out, help="reports and the ledger")
     parser.add_argument("--model", type=Path, default=defaults.model)
+    parser.add_argument("--work", type=Path, default=defaults.work, help="runs, shards, codecs")
     parser.add_argument("--record", metavar="STAGE", help="only note what a stage took by hand")
     parser.add_argument("--seconds", type=float, help="with --record")
     given = parser.parse_args(arguments)
     recipe = ReleaseRecipe(
         Minutes().scaled(given.minutes_scale), given.threads, given.device, given.ablations,
-        given.samples, out=given.out, model=given.model,
+        given.samples, out=given.out, model=given.model, work=given.work,
     )  # fmt: skip
     if given.quick:
         recipe = quick(recipe)

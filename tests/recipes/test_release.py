@@ -8,6 +8,9 @@ import pytest
 
 from recipes import release
 from recipes.release import Ledger, ReleaseError, ReleaseRecipe, Stage
+from tests import test_docs
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -117,7 +120,20 @@ def test_the_list_says_what_is_done(recipe, capsys):
     assert said[2].startswith(". speech")
 
 
-def test_quick_is_the_same_chain_with_less(recipe):
+def test_quick_is_the_same_chain_with_less_and_apart(recipe):
     small = release.quick(recipe)
     assert names(small) == names(recipe)
     assert small.minutes.joint < 1 and small.samples < 10
+    written = [part for stage in release.stages(small) for part in stage.arguments if "/" in part]
+    assert all(Path(part).is_relative_to(recipe.out / "quick") for part in written)
+
+
+@pytest.mark.parametrize("ablations", [False])
+def test_each_command_can_be_typed(recipe, ablations):
+    for stage in release.stages(replace(recipe, ablations=ablations)):
+        if stage.module == "m27.cli":
+            test_docs.parse(list(stage.arguments))
+            continue
+        source = (ROOT / (stage.module.replace(".", "/") + ".py")).read_text()
+        missing = [a for a in stage.arguments if a.startswith("--") and f'"{a}"' not in source]
+        assert missing == [], stage.command
