@@ -179,4 +179,6 @@ def _kept(setting: _Setting) -> tuple[dict[str, Row], dict[str, Records]]:
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: an answer may hold other characters that end lines.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]

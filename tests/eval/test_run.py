@@ -22,6 +22,7 @@ def folder(tmp_path_factory):
 def codecs(monkeypatch):
     monkeypatch.setattr("m27.codec.image.ImageCodec", tiny.TinyImageCodec)
     monkeypatch.setattr("m27.codec.audio.AudioCodec", tiny.TinyAudioCodec)
+    monkeypatch.setattr("m27.eval.run.commit", lambda: "0123456789ab")  # may change meanwhile
 
 
 def test_rows_and_answers_are_written_with_their_origin(folder, tmp_path):
@@ -41,7 +42,8 @@ def test_rows_and_answers_are_written_with_their_origin(folder, tmp_path):
 
 
 class Broken:
-    name = "capital"
+    def __init__(self, name):
+        self.name = name
 
     def run(self, bench):
         raise OSError("no such file\nat all")
@@ -50,18 +52,18 @@ class Broken:
 def test_a_task_that_fails_has_a_row_and_the_others_go_on(folder, tmp_path, monkeypatch):
     settings = {"only": ["capital", "structure"], "validity": 7, "out": tmp_path, "say": len}
     with monkeypatch.context() as patch:
-        patch.setitem(TASKS, "capital", Broken())
+        patch.setitem(TASKS, "capital", Broken("capital"))
         failed, structure = evaluate(folder, **settings)
     assert (failed.n, failed.passed) == (0, False)
     assert failed.note == FAILED + "OSError: no such file"
     assert structure.passed
     # What failed is run again, what is there is kept, as long as nothing changed.
-    monkeypatch.setitem(TASKS, "structure", Broken())
+    monkeypatch.setitem(TASKS, "structure", Broken("structure"))
     again = evaluate(folder, **settings, resume=True)
     assert [row.n for row in again] == [1, 7]
     assert again[1] == structure
-    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert [a["task"] for a in answers] == ["capital"] + ["structure"] * 7
+    lines = (tmp_path / "answers.jsonl").read_text("utf-8").split("\n")[:-1]
+    assert [json.loads(a)["task"] for a in lines] == ["capital"] + ["structure"] * 7
     assert evaluate(folder, **settings, resume=True, seed=1)[1].note.startswith(FAILED)
 
 
