@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from m27.codec.media import write_atomic
+from m27.eval.report import weights_revision
 from m27.model.packed import read_json as header
 from recipes import card_sections as sections
 from recipes import card_text as say
@@ -55,6 +56,7 @@ class CardRecipe:
     model: Path = Path("weights/m27-nano")
     without: tuple[str, ...] = ()
     languages: tuple[str, ...] = ("en",)
+    other_weights: bool = False  # whether rows that were measured on other weights are taken
 
     @property
     def results(self) -> Path:
@@ -90,6 +92,7 @@ def card(recipe: CardRecipe) -> str:
     rows = load(recipe, "rows.jsonl")
     if not rows:
         raise CardError(f"{recipe.results / 'rows.jsonl'}: no row")
+    check_weights(recipe, rows)
     about = header(recipe.model / "m27.json")
     vocabulary = about["vocabulary"]
     said = [line for row in rows if (line := say.sentence(row))]
@@ -125,6 +128,17 @@ def card(recipe: CardRecipe) -> str:
     return f"{say.head(name, rows, recipe.languages)}\n# {name}\n\n{introduction}\n{body}"
 
 
+def check_weights(recipe: CardRecipe, rows: Sequence[sections.Record]) -> None:
+    """Raise CardError where a row is not about what the folder holds: figures of other weights say nothing."""
+    held = weights_revision(recipe.model)
+    for row in rows:
+        if row["weights"] != held and not recipe.other_weights:
+            raise CardError(
+                f"{recipe.results / 'rows.jsonl'}: {row['task']} was measured on weights {row['weights']}, "
+                f"the folder holds {held}; `m27 eval nano` again, or --other-weights"
+            )
+
+
 def part(made: Any, section: Callable[[Any], str]) -> str:
     """A section of a result, or the words for one that was left out. Raises CardError for an unlike shape."""
     if made is None:
@@ -153,10 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gather", type=Path, help="folder of fresh results, copied first")
     parser.add_argument("--without", action="append", default=[], choices=sorted(OPTIONAL))
     parser.add_argument("--language", action="append", default=[], help="codes for the head")
-    given = parser.parse_args(arguments)
-    recipe = CardRecipe(
-        given.model, tuple(given.without), tuple(given.language) or defaults.languages
+    parser.add_argument(
+        "--other-weights", action="store_true", help="take rows measured on other weights"
     )
+    given = parser.parse_args(arguments)
+    languages = tuple(given.language) or defaults.languages
+    recipe = CardRecipe(given.model, tuple(given.without), languages, given.other_weights)
     try:
         if given.gather is not None:
             for path in gather(recipe, given.gather):

@@ -18,6 +18,7 @@ Record = Mapping[str, Any]
 WATTS = {"H200": 700.0, "H100": 700.0, "A100": 400.0}
 WATTS_A_THREAD = 10.0
 OVERHEAD = 1.2
+ORIGIN = ("seed", "commit", "weights", "torch")
 
 
 class CardError(ValueError):
@@ -55,21 +56,27 @@ def evaluation(rows: Sequence[Record]) -> str:
     """The table of scores with bars, where they come from, and the notes behind them."""
     optional = {"chance": "chance", "frequent": "most frequent", "by_kind": "by kind"}
     shown = [key for key in optional if any(row.get(key) is not None for row in rows)]
-    words = {"goal": "goal", "floor": "floor", "yes": "yes", "no": "**no**"}
+    words = {
+        "goal": "goal",
+        "floor": "floor",
+        "yes": "yes",
+        "no": "**no**",
+        "unmeasured": "**not measured**",
+    }
     lines = []
     for row in rows:
         unit = row.get("unit", "share")
+        score = say.figure(row["score"] if row["n"] else None, unit)
         between = f"{say.figure(row['low'], unit)} – {say.figure(row['high'], unit)}"
         lines.append(
             [say.bench(row["task"], unit).title, f"`{row['task']}`", f"{row['n']:,}",
-             say.figure(row["score"], unit), between,
+             score, between if row["n"] else "–",
              *(say.figure(row.get(key), unit) for key in shown), row["bar"], words[say.reached(row)]]
         )  # fmt: skip
     heads = ["capability", "task", "n", "score", "95 % interval"]
     made = table([*heads, *(optional[key] for key in shown), "bar", "met"], lines)
-    of = rows[0]
-    about = f"Seed {of['seed']}, software commit `{of['commit']}`, weights `{of['weights']}`, "
-    about += f"torch {of['torch']}.\n"
+    of = {key: ", ".join(dict.fromkeys(str(row[key]) for row in rows)) for key in ORIGIN}
+    about = f"Seed {of['seed']}, software commit {of['commit']}, weights {of['weights']}, torch {of['torch']}.\n"
     notes = "".join(f"- `{row['task']}`: {row['note']}\n" for row in rows if row.get("note"))
     return f"{made}\n{about}\nWhat stands behind the figures:\n\n{notes}"
 
@@ -79,10 +86,12 @@ def bars(rows: Sequence[Record]) -> str:
     lines = []
     for row in (row for row in rows if say.fails(row)):
         unit = row.get("unit", "share")
-        title = say.bench(row["task"], unit).title
-        lines.append(
-            f"- **Fails its bar**: {title}, {say.figure(row['score'], unit)} ({row['bar']}).\n"
+        said = (
+            f"{say.bench(row['task'], unit).title}, {say.figure(row['score'], unit)} ({row['bar']})"
         )
+        if not row["n"]:
+            said = f"{say.bench(row['task'], unit).title}, {row['note']}"
+        lines.append(f"- **{'Fails its bar' if row['n'] else 'Not measured'}**: {said}.\n")
     return "".join(lines)
 
 

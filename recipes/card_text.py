@@ -174,7 +174,7 @@ def verdict(rows: Sequence[Record]) -> str:
 
 def sentence(row: Record) -> str | None:
     """What a user will see of a row's capability, or None for a task that has no such sentence."""
-    if row["task"] not in SAYS:
+    if row["task"] not in SAYS or not row["n"]:
         return None
     more, levels = SAYS[row["task"]]
     score = row["score"]
@@ -190,7 +190,10 @@ def figure(value: float | None, unit: str) -> str:
 
 
 def reached(row: Record) -> str:
-    """ "goal" or "floor" where a task has both and reaches them, else "yes"; "no" where it fails its bar."""
+    """ "goal" or "floor" where a task has both and reaches them, else "yes"; "no" where it fails its bar;
+    "unmeasured" for a row that has no sample, as a task that failed leaves."""
+    if not row["n"]:
+        return "unmeasured"
     if not row.get("passed"):
         return "no"
     if "goal" not in str(row.get("bar", "")):
@@ -200,13 +203,13 @@ def reached(row: Record) -> str:
 
 def fails(row: Record) -> bool:
     """Whether a row does not reach what it must."""
-    return reached(row) == "no"
+    return reached(row) in ("no", "unmeasured")
 
 
 def index(name: str, rows: Sequence[Record]) -> dict[str, Any]:
     """The Hub's `model-index` of one model: a result a row, with its interval in the metric's arguments."""
     results = []
-    for row in rows:
+    for row in (row for row in rows if row["n"]):
         unit = row.get("unit", "share")
         of = bench(row["task"], unit)
         percent = 100 if unit == "share" else 1

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from m27.eval.report import weights_revision
 from recipes import card, card_sections, card_text
 from recipes.card import CardRecipe
 from recipes.card_sections import CardError
@@ -92,7 +93,8 @@ def recipe(tmp_path: Path) -> CardRecipe:
     for name, value in RESULTS.items():
         (made.results / name).write_text(json.dumps(value))
     write_lines(made.results / "spent.jsonl", SPENT)
-    write_lines(made.results / "rows.jsonl", ROWS)
+    held = weights_revision(made.model)
+    write_lines(made.results / "rows.jsonl", [row | {"weights": held} for row in ROWS])
     return made
 
 
@@ -166,20 +168,39 @@ def test_what_is_left_out_is_said_not_to_be_measured(recipe):
 def test_gather_takes_fresh_results_and_keeps_the_rest(recipe, tmp_path):
     out = tmp_path / "out"
     (out / "eval").mkdir(parents=True)
-    write_lines(out / "eval" / "rows.jsonl", [row("cifar10", 0.71)])
+    write_lines(out / "eval" / "rows.jsonl", [row("cifar10", 0.71, weights=weights_revision(recipe.model))])
     assert card.main(["--model", str(recipe.model), "--gather", str(out)]) == 0
     assert "71.0 %" in (recipe.model / "README.md").read_text()
     assert json.loads((recipe.results / "census.json").read_text()) == RESULTS["census.json"]
 
 
 def test_a_broken_result_is_named(recipe):
-    (recipe.results / "rows.jsonl").write_text('{"task": "a"}\n{"task"\n')
-    with pytest.raises(CardError, match=r"rows\.jsonl: line 2"):
-        card.card(recipe)
-    write_lines(recipe.results / "rows.jsonl", ROWS)
     (recipe.results / "image-codec.json").write_text('{"revision": "x"}')
     with pytest.raises(CardError, match="image codec is not as expected"):
         card.card(recipe)
+    (recipe.results / "rows.jsonl").write_text('{"task": "a"}\n{"task"\n')
+    with pytest.raises(CardError, match=r"rows\.jsonl: line 2"):
+        card.card(recipe)
+
+
+def test_a_task_that_failed_is_not_a_result(recipe):
+    lost = row("draw-emoji", 0.0, n=0, passed=False, bar="–", note="failed: OSError: no file")
+    write_lines(
+        recipe.results / "rows.jsonl",
+        [r | {"weights": weights_revision(recipe.model)} for r in [*ROWS, lost]],
+    )
+    text = card.card(recipe)
+    assert "**Not measured**: draw a concept, failed: OSError: no file." in text
+    assert "4 of the 7 bars below are met, 3 failed" in text
+    assert text.count("text-to-image") == 0
+    assert "Drawings" not in text
+
+
+def test_figures_of_other_weights_are_refused(recipe, capsys):
+    (recipe.model / "big.safetensors").write_bytes(b"other")
+    assert card.main(["--model", str(recipe.model)]) == 2
+    assert "cifar10 was measured on weights" in capsys.readouterr().err
+    assert card.main(["--model", str(recipe.model), "--other-weights"]) == 0
 
 
 def test_a_cell_cannot_break_the_table():
