@@ -110,6 +110,23 @@ def test_candidates_hold_the_right_one_once():
     assert drawn == hearing.candidates(names, "n7", "x") != hearing.candidates(names, "n7", "y")
 
 
+def test_a_sound_is_sought_among_all_held_out_names(monkeypatch):
+    every = [sample(n, f"name {n % 30}") for n in range(40)]
+
+    class Words:
+        """Each name a direction of its own."""
+
+        def encode(self, texts):
+            return torch.stack([torch.eye(31)[int((t.split() + [30])[1])] for t in texts])
+
+    monkeypatch.setattr(hearing, "held_out", lambda seed: every)
+    monkeypatch.setattr(hearing.SentenceEncoder, "load", Words)
+    desk = Desk(["name 0", "name 0", "name 30", "name 3"], samples=4)
+    row, records = hearing.SoundsAmong().run(desk)
+    assert [r["right"] for r in records] == [True, False, False, True]
+    assert (row.n, row.score, row.chance, row.frequent) == (4, 0.5, 0.05, 0.25)
+
+
 def test_other_sounds_have_other_names():
     samples = [sample(n, f"name {n // 3}") for n in range(60)]
     for right in (0, 31):

@@ -56,9 +56,10 @@ class SoundsAmong:
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Name, embed, find the nearest name; the baseline always says the commonest answer."""
-        samples = held_out(bench.samples, bench.seed)
+        every = held_out(bench.seed)
+        samples = every[: bench.samples]
         said = bench.answers([s.messages for s in samples], 16, self.name)
-        names = sorted({s.answer for s in samples})
+        names = sorted({s.answer for s in every})
         encoder = SentenceEncoder.load()
         vectors = dict(zip(names, encoder.encode(names), strict=True))
         options = [candidates(names, s.answer, f"{bench.seed}:{s.id}") for s in samples]
@@ -103,8 +104,9 @@ def candidates(names: Sequence[str], right: str, draw: str) -> list[str]:
     return options
 
 
-def held_out(n: int, seed: int) -> list[Sample]:
-    """Up to `n` held-out sounds of the three sources, each with its plain name."""
+def held_out(seed: int) -> list[Sample]:
+    """The held-out sounds of the three sources, each with its plain name, in the order of the
+    seed."""
     documents: list[Document] = [*environment.documents("test"), *triples.documents("test", 0)]
     samples = [
         Sample(d["id"], d["messages"][:1], d["messages"][1]["content"][0]["text"], part=d["source"])
@@ -116,4 +118,4 @@ def held_out(n: int, seed: int) -> list[Sample]:
             content = [sound(loudest(item.audio, 2.0)), words(ask("name_sound"))]
             messages = [{"role": "user", "content": content}]
             samples.append(Sample(item.key, messages, item.text, part=item.source))
-    return sorted(samples, key=lambda s: rank(seed, s.id))[:n]
+    return sorted(samples, key=lambda s: rank(seed, s.id))
