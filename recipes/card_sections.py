@@ -19,6 +19,7 @@ WATTS = {"H200": 700.0, "H100": 700.0, "A100": 400.0}
 WATTS_A_THREAD = 10.0
 OVERHEAD = 1.2
 ORIGIN = ("seed", "commit", "weights", "torch")
+SIZES = ("train", "test", "tested", "classes")  # of a probe: no figures of its own
 
 
 class CardError(ValueError):
@@ -103,12 +104,18 @@ def image_codec(made: Record) -> str:
     ]  # fmt: skip
     use, probe = made["codebook"], made["probe"]
     heads = ("kind", "n", "PSNR, dB", "SSIM", "LPIPS-VGG")
+    others = "".join(
+        f"- {name}: {scored(x['codes'])} of {x['codes'].get('classes', '–')} classes, single codes "
+        f"{scored(x['single codes'])}, most frequent {percent(x.get('constant'))}\n"
+        for name, x in made.get("probes", {}).items()
+    )
     return (
         f"Pictures (revision `{made['revision']}`), held out:\n\n{table(heads, lines)}\n"
         f"{use['used']:.0%} of the codebook occurs in these {use['codes']:,.0f} codes, with perplexity "
         f"{use['perplexity']:,.0f}. A linear probe on the frozen codes of {probe['train']:,} CIFAR-10 "
         f"training pictures gets {accuracy(probe['codes'])} of {probe['test']:,} test pictures, on pixels "
         f"{accuracy(probe['pixels'])}.\n"
+        + (f"Linear probes on codes:\n\n{others}" if others else "")
     )
 
 
@@ -157,9 +164,10 @@ def flat(figures: Record, before: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in figures.items():
         name = f"{before} {key.replace('_', ' ')}".strip()
+        if key in SIZES:
+            continue
         if isinstance(value, Mapping) and "accuracy" in value:
-            low, high = value.get("interval", (None, None))
-            found[name] = f"{percent(value['accuracy'])} [{percent(low)}, {percent(high)}]"
+            found[name] = scored(value)
         elif isinstance(value, Mapping):
             found |= flat(value, name)
         elif isinstance(value, list) and len(value) == 3:
@@ -167,6 +175,13 @@ def flat(figures: Record, before: str = "") -> dict[str, str]:
         elif isinstance(value, int | float):
             found[name] = number(value)
     return found
+
+
+def scored(probe: Record) -> str:
+    """A probe's accuracy with its interval in brackets, where it has one."""
+    if "interval" not in probe:
+        return percent(probe["accuracy"])
+    return f"{percent(probe['accuracy'])} [{', '.join(percent(x) for x in probe['interval'])}]"
 
 
 def mixture(made: Record) -> str:

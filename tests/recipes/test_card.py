@@ -27,6 +27,8 @@ RESULTS = {
         "fidelity": [{"kind": "emoji", "n": 40, "psnr": 18.9, "ssim": 0.73, "lpips": None}],
         "codebook": {"codes": 15360.0, "used": 0.38, "perplexity": 4316.0},
         "probe": {"train": 4000, "test": 1000, "codes": 0.665, "pixels": 0.38},
+        "probes": {"shapes": {"train": 9, "codes": {"accuracy": 0.8, "interval": [0.75, 0.85], "classes": 5},
+                              "single codes": {"accuracy": 0.4}, "constant": 0.2}},
     },
     "audio-codec.json": {
         "revision": "bbbb11112222", "codes": 15744, "codes_used": 4674, "perplexity": 2514.0,
@@ -136,6 +138,7 @@ def test_the_sections_hold_the_figures(recipe):
     for expected in (
         "| emoji | 40 | 18.900 | 0.730 | – |", "| speech | 24 | 7.6 | 85.0 % | 35.0 % | 121.0 % |",
         "| probe | 0.410 | 0.700 |",
+        "- shapes: 80.0 % [75.0 %, 85.0 %] of 5 classes, single codes 40.0 %, most frequent 20.0 %",
         "| log mel db | 6.000 [5.500, 6.500] | 6.100 [5.600, 6.600] |", "Each with steps 400.",
         "| probes words codes | 20.0 % [10.0 %, 30.0 %] | 50.0 % [40.0 %, 60.0 %] |",
         "| emoji | 6,320 | 10,000 | 400,000 | 0 | MIT |", "| `draw` | 3,000 | 5,000 | 200,000 | 0 | 1.50 |",

@@ -120,6 +120,14 @@ def test_the_list_says_what_is_done(recipe, capsys):
     assert said[2].startswith(". speech")
 
 
+@pytest.mark.slow
+def test_the_whole_chain_fits_together(tmp_path):
+    """Every stage for real, with next to nothing in it: tens of minutes on two cores."""
+    assert release.main(["--quick", "--out", str(tmp_path)]) == 0
+    card = (tmp_path / "quick" / "m27-nano" / "README.md").read_text()
+    assert "model-index:" in card and "device hours in all" in card
+
+
 def test_quick_is_the_same_chain_with_less_and_apart(recipe):
     small = release.quick(recipe)
     assert names(small) == names(recipe)
@@ -128,7 +136,7 @@ def test_quick_is_the_same_chain_with_less_and_apart(recipe):
     assert all(Path(part).is_relative_to(recipe.out / "quick") for part in written)
 
 
-@pytest.mark.parametrize("ablations", [False])
+@pytest.mark.parametrize("ablations", [False, True])
 def test_each_command_can_be_typed(recipe, ablations):
     for stage in release.stages(replace(recipe, ablations=ablations)):
         if stage.module == "m27.cli":
