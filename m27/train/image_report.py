@@ -66,8 +66,8 @@ def encode_all(codec: ImageCodec, rgb_BHW3: NDArray[np.uint8], batch: int = 50) 
 def fidelity(
     codec: ImageCodec, kinds: dict[str, NDArray[np.uint8]], lpips: LPIPS | None
 ) -> list[dict[str, Any]]:
-    """One row a kind: number of pictures, and means of PSNR (dB), SSIM and LPIPS-VGG (None
-    without it)."""
+    """One row a kind: number of pictures, means of PSNR (dB), SSIM and LPIPS-VGG (None without
+    it), and their 95 % intervals."""
     rows = []
     for kind, rgb in kinds.items():
         scores: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
@@ -79,7 +79,9 @@ def fidelity(
             if lpips is not None:
                 scores["lpips"].append(lpips(x, y))
         row: dict[str, Any] = {"kind": kind, "n": len(rgb)}
-        row |= {k: round(float(torch.cat(v).mean()), 4) if v else None for k, v in scores.items()}
+        each = {k: torch.cat(v).tolist() for k, v in scores.items() if v}
+        row |= {k: mean_interval(each[k])[0] if k in each else None for k in scores}
+        row["interval"] = {k: mean_interval(v)[1:] for k, v in each.items()}
         rows.append(row)
     return rows
 
@@ -103,18 +105,33 @@ def code_features(codec: ImageCodec, codes_Bhw: Tensor) -> Tensor:
     return torch.cat([onehot.flatten(1), onehot.mean((1, 2)) * math.sqrt(codes_Bhw[0].numel())], 1)
 
 
+def pooled_digits(codec: ImageCodec, codes_Bhw: Tensor) -> Tensor:
+    """Codes → how often each digit has each value in a picture, ``[B, D · levels]``: what a sum over
+    single codes can say, with no regard to where they are."""
+    top = max(codec.levels)
+    return F.one_hot(codec.fsq.digits(codes_Bhw), top).float().mean((1, 2)).flatten(1)
+
+
+def mean_interval(values: Sequence[float]) -> list[float]:
+    """Mean and its 95 % interval by the normal approximation, ``[mean, low, high]``."""
+    x = np.asarray(values, dtype=np.float64)
+    half = 1.96 * x.std(ddof=1) / math.sqrt(len(x)) if len(x) > 1 else math.inf
+    return [round(float(v), 4) for v in (x.mean(), x.mean() - half, x.mean() + half)]
+
+
 def probe(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], ridges: Sequence[float]
 ) -> float:
     """Accuracy on ``test`` of a ridge classifier fitted on ``train`` (features ``[B, F]``, labels
-    ``[B]``).
+    ``[B]`` from 0 on).
 
     The ridge is chosen on the last fifth of ``train``, never on ``test``.
     """
+    classes = int(torch.cat([train[1], test[1]]).max()) + 1
 
     def fit(x: Tensor, y: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
         mean = x.mean(0)
-        target = F.one_hot(y, 10).float()
+        target = F.one_hot(y, classes).float()
         centred = x - mean
         gram = centred.T @ centred + ridge * torch.eye(x.shape[1])
         return torch.linalg.solve(gram, centred.T @ (target - target.mean(0))), mean, target.mean(0)
