@@ -42,6 +42,7 @@ RESULTS: dict[str, tuple[str, str]] = {
     "samples.json": ("samples/samples.json", "python -m recipes.samples"),
 }  # fmt: skip
 OPTIONAL = {
+    "codecs": ("image-codec.json", "audio-codec.json"),
     "ablations": ("image-ablation.json", "audio-ablation.json"),
     "samples": ("samples.json",),
     "census": ("census.json",),

@@ -99,7 +99,8 @@ def bars(rows: Sequence[Record]) -> str:
 def image_codec(made: Record) -> str:
     """Fidelity by kind, use of the codebook, and probes of the picture codec."""
     lines = [
-        [str(row["kind"]), str(row["n"]), *(number(row.get(key)) for key in ("psnr", "ssim", "lpips"))]
+        [str(row["kind"]), str(row["n"]), number(row.get("psnr"), 1),
+         *(number(row.get(key), 2) for key in ("ssim", "lpips"))]
         for row in made["fidelity"]
     ]  # fmt: skip
     use, probe = made["codebook"], made["probe"]
@@ -111,7 +112,7 @@ def image_codec(made: Record) -> str:
     )
     return (
         f"Pictures (revision `{made['revision']}`), held out:\n\n{table(heads, lines)}\n"
-        f"{use['used']:.0%} of the codebook occurs in these {use['codes']:,.0f} codes, with perplexity "
+        f"{percent(use['used'])} of the codebook occurs in these {use['codes']:,.0f} codes, with perplexity "
         f"{use['perplexity']:,.0f}. A linear probe on the frozen codes of {probe['train']:,} CIFAR-10 "
         f"training pictures gets {accuracy(probe['codes'])} of {probe['test']:,} test pictures, on pixels "
         f"{accuracy(probe['pixels'])}.\n"
@@ -199,13 +200,14 @@ def mixture(made: Record) -> str:
     heads = ("documents", "text ids", "picture codes", "sound codes")
     return (
         f"By source, as built:\n\n{table(('source', *heads, 'licence'), sources)}\n"
-        f"By task; epochs are those of the runs below, together:\n\n{table(('task', *heads, 'epochs'), tasks)}"
+        "By task; epochs are of the stages projections, joint and sft together, runs before them had an "
+        f"earlier mixture:\n\n{table(('task', *heads, 'epochs'), tasks)}"
     )
 
 
 def training(model: Path) -> str:
     """Each run by its log: steps, tokens, hours, and where the loss of each medium began and ended."""
-    lines = []
+    lines, total = [], 0
     for path in sorted(model.glob("training*.jsonl"), key=order):
         steps = [row for row in read_json(path) if "step" in row and "loss" in row]
         if not steps:
@@ -215,10 +217,12 @@ def training(model: Path) -> str:
         begun, ended = mean_media(steps[: len(tail)]), mean_media(tail)
         losses = ", ".join(f"{m} {begun[m]:.2f} → {ended[m]:.2f}" for m in ended if m in begun)
         hours = f"{last['seconds'] / 3600:.2f}"
+        total += last["tokens"]
         lines.append([f"`{path.name}`", f"{last['step']:,}", f"{last['tokens']:,}", hours, losses])
     if not lines:
         raise CardError(f"{model}: no training*.jsonl; it is written by `python -m recipes.nano`")
-    return table(("log", "steps", "tokens", "hours", "loss, first and last twentieth"), lines)
+    made = table(("log", "steps", "tokens", "hours", "loss, first and last twentieth"), lines)
+    return f"{made}\n{total:,} tokens in all; each run begins with what the one before it left.\n"
 
 
 def order(path: Path) -> tuple[int, str]:

@@ -136,13 +136,13 @@ def test_floor_goal_and_neither_are_told_apart():
 def test_the_sections_hold_the_figures(recipe):
     text = card.card(recipe)
     for expected in (
-        "| emoji | 40 | 18.900 | 0.730 | – |", "| speech | 24 | 7.6 | 85.0 % | 35.0 % | 121.0 % |",
+        "| emoji | 40 | 18.9 | 0.73 | – |", "| speech | 24 | 7.6 | 85.0 % | 35.0 % | 121.0 % |",
         "| probe | 0.410 | 0.700 |",
         "- shapes: 80.0 % [75.0 %, 85.0 %] of 5 classes, single codes 40.0 %, most frequent 20.0 %",
         "| log mel db | 6.000 [5.500, 6.500] | 6.100 [5.600, 6.600] |", "Each with steps 400.",
         "| probes words codes | 20.0 % [10.0 %, 30.0 %] | 50.0 % [40.0 %, 60.0 %] |",
         "| emoji | 6,320 | 10,000 | 400,000 | 0 | MIT |", "| `draw` | 3,000 | 5,000 | 200,000 | 0 | 1.50 |",
-        "| `training.jsonl` | 40 | 81,920 | 0.04 |", "text 8.85 → 5.05",
+        "| `training.jsonl` | 40 | 81,920 | 0.04 |", "text 8.85 → 5.05", "81,920 tokens in all",
         "| image codec | AMD EPYC | 1.00 | 2 | 0.024 |",
         "| joint | NVIDIA H200 | 0.25 | 16 | 0.210 |", "1.25 device hours in all",
         "| `big.safetensors` | 1.2 |", "a log", "samples/drawn.png",
