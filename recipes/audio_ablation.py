@@ -94,7 +94,8 @@ def table(made: dict[str, Any]) -> str:
     variants = made["variants"]
     rows = [["", *variants], ["---"] * (len(variants) + 1)]
 
-    def cell(value: float, low: float, high: float, unit: str) -> str:
+    def cell(found: Sequence[float], unit: str) -> str:
+        value, low, high = found
         if unit == "%":
             return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
         return f"{value:.2f} [{low:.2f}, {high:.2f}]"
@@ -103,12 +104,12 @@ def table(made: dict[str, Any]) -> str:
         ("log-mel distance, dB", "log_mel_distance_db", "dB"),
         ("pitch within half a semitone", "pitch_within_half_semitone", "%"),
     ):
-        rows.append([label, *(cell(*v[key], unit) for v in variants.values())])
+        rows.append([label, *(cell(v[key], unit) for v in variants.values())])
     if all("wer_orders" in v for v in variants.values()):
         rows.append(["WER, spoken orders", *(f"{v['wer_orders']:.2f}" for v in variants.values())])
     for name in next(iter(variants.values()))["probes"]:
         scores = [v["probes"][name]["codes"] for v in variants.values()]
-        cells = [cell(score["accuracy"], *score["interval"], "%") for score in scores]
+        cells = [cell([score["accuracy"], *score["interval"]], "%") for score in scores]
         rows.append([f"probe: {name} of {scores[0]['classes']}", *cells])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 

@@ -106,9 +106,7 @@ def probe(train_X: Tensor, train_y: Tensor, test_X: Tensor) -> Tensor:
     return (test_X @ weight + bias).argmax(-1).detach()
 
 
-def score(
-    train: list[tuple[str, Tensor]], test: list[tuple[str, Tensor]]
-) -> dict[str, float | int | list[float]]:
+def score(train: list[tuple[str, Tensor]], test: list[tuple[str, Tensor]]) -> dict[str, Any]:
     """Accuracy of a probe with its 95 % interval, over test rows whose label was trained on."""
     names = sorted({name for name, _ in train})
     test = [row for row in test if row[0] in names]

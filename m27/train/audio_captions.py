@@ -44,11 +44,14 @@ class CaptionHead(nn.Module):
     def sounds(self, q_BND: Tensor, sounding_BN: Tensor, spans: Sequence[Span]) -> Tensor:
         """Unit vectors ``[S, E]`` of the spans: means over their sounding codes."""
         f_BNE = self.code(q_BND)
-        means = []
-        for row, first, last, _ in spans:
-            weight = sounding_BN[row, first:last, None].to(f_BNE)
-            means.append((f_BNE[row, first:last] * weight).sum(0) / weight.sum().clamp_min(1))
-        return F.normalize(self.out(torch.stack(means)).float(), dim=-1)
+        place = torch.arange(q_BND.shape[1])
+        rows, first, last = torch.tensor([span[:3] for span in spans]).T
+        inside_SN = ((place >= first[:, None]) & (place < last[:, None])).to(q_BND.device)
+        rows = rows.to(q_BND.device)
+        weight_SN = (inside_SN & sounding_BN[rows]).to(f_BNE)
+        total_SE = torch.einsum("sn,sne->se", weight_SN, f_BNE[rows])
+        means = total_SE / weight_SN.sum(1, keepdim=True).clamp_min(1)
+        return F.normalize(self.out(means).float(), dim=-1)
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         """Unit vectors ``[C, E]`` of captions."""

@@ -154,6 +154,7 @@ def losses(
 def resynthesis(codec: AudioCodec, h_BND: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The decoder's states → the wave ``[B, T]`` at the true pitch from a random phase on, and the
     losses of predicted pitch and voicing."""
+    h_BND = h_BND.float()  # from here on it is spectra and phases: nothing for half precision
     logits, voicing, tone, noise = codec.decoder.frames(h_BND)
     pitch, voiced = pitch_track(batch.acoustic_BFM[..., ACOUSTIC_BANDS:])
     bins = torch.arange(PITCH_BINS, device=pitch.device)

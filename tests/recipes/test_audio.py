@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from m27.codec.audio import AudioCodec, AudioConfig
 from m27.codec.whisper_encoder import WhisperEncoder
@@ -35,7 +36,9 @@ class Font:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
 
-    def note(self, program: int, key: int, velocity: int, held: float, seconds: float):
+    def note(
+        self, program: int, key: int, velocity: int, held: float, seconds: float
+    ) -> NDArray[np.float32]:
         self.asked.append((program, key))
         return np.sin(np.arange(int(seconds * 16_000)) * 0.1).astype(np.float32)
 

@@ -175,6 +175,12 @@ def test_begins_from_a_codec(recipe: AudioTraining, tmp_path: Path) -> None:
         assert torch.equal(value, wanted[name]), name
 
 
+def test_a_step_in_bfloat16_is_finite(recipe: AudioTraining, tmp_path: Path) -> None:
+    trainer = Trainer(replace(recipe, bf16=True, run=str(tmp_path / "run")))
+    row, _ = trainer.train_step()
+    assert all(np.isfinite(list(row.values()))) and row["norm"] > 0
+
+
 def test_resumed_equals_uninterrupted(recipe: AudioTraining, tmp_path: Path) -> None:
     whole = Trainer(replace(recipe, run=str(tmp_path / "whole")))
     for _ in range(4):

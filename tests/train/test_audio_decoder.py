@@ -41,12 +41,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> DecoderTraining:
     hiss = rng.normal(0, 0.1, 90_000).astype(np.float32)
     teacher = WhisperEncoder(2, 32, 2, 600, final_norm=True)
     clips = [Clip("esc10", hiss, "rain"), Clip("speech", hum)]
-    prepare(clips, AudioCodec(SMALL), teacher, folder / "corpus")
+    codec = AudioCodec(SMALL)  # whose ear is the teacher's beginning, as prepared features expect
+    heard = {k: v for k, v in teacher.state_dict().items() if k in codec.ear.state_dict()}
+    codec.ear.load_state_dict(heard)
+    prepare(clips, codec, teacher, folder / "corpus")
     return DecoderTraining(
         corpus=str(folder / "corpus"),
         run=str(folder / "run"),
         out=str(folder / "out"),
-        begin=str(AudioCodec(SMALL).save(folder / "begun")),
+        begin=str(codec.save(folder / "begun")),
         steps=4,
         batch=2,
         codes=40,
@@ -89,6 +92,12 @@ def test_codes_of_the_corpus_are_those_of_its_features(recipe: DecoderTraining) 
     assert batch.codes_BN is not None and batch.codes_BN.shape == (2, 40)
 
 
+def test_a_step_in_bfloat16_is_finite(recipe: DecoderTraining, tmp_path: Path) -> None:
+    trainer = DecoderTrainer(replace(recipe, bf16=True, run=str(tmp_path / "run")))
+    row, _ = trainer.train_step()
+    assert all(np.isfinite(list(row.values()))) and row["norm"] > 0
+
+
 def test_resumed_equals_uninterrupted(recipe: DecoderTraining, tmp_path: Path) -> None:
     whole = DecoderTrainer(replace(recipe, run=str(tmp_path / "whole")))
     for _ in range(4):
@@ -112,18 +121,19 @@ def test_resumed_equals_uninterrupted(recipe: DecoderTraining, tmp_path: Path) -
 def test_discriminators_learn_to_tell_tones_from_noise() -> None:
     torch.manual_seed(0)
     adversary = Adversary((256,), (2, 3), 4)
-    optimizer = torch.optim.Adam(adversary.parameters(), 3e-3)
-    time = torch.arange(3_200) / 16_000
+    optimizer = torch.optim.Adam(adversary.parameters(), 1e-2)
+    time = torch.arange(1_600) / 16_000
     losses = []
-    for _ in range(40):
+    for _ in range(30):
         pitch = 100 + 400 * torch.rand(4, 1)
-        real, made = torch.sin(2 * torch.pi * pitch * time) * 0.3, torch.randn(4, 3_200) * 0.2
+        real, made = torch.sin(2 * torch.pi * pitch * time) * 0.3, torch.randn(4, 1_600) * 0.2
         loss = judge_loss(adversary(real), adversary(made))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(2, abs=0.3) and losses[-1] < 0.6
-    assert float(fool_loss(adversary(real))) < float(fool_loss(adversary(made)))
-    maps = adversary(real)
-    assert float(matching_loss(maps, maps)) == 0 < float(matching_loss(maps, adversary(made)))
+    with torch.no_grad():
+        right, wrong = adversary(real), adversary(made)
+        assert float(fool_loss(right)) < 0.5 < float(fool_loss(wrong))
+        assert float(matching_loss(right, right)) == 0 < float(matching_loss(right, wrong))
