@@ -137,7 +137,8 @@ class SoundForPicture:
              "right": choice == k}
             for k, (s, choice) in enumerate(zip(samples, found, strict=True))
         ]  # fmt: skip
-        row = share_row(self.name, bench, samples, records, (0.20, 0.50), 1 / AMONG)
+        chance = sum(1 / len(places) for places in options) / max(1, len(options))
+        row = share_row(self.name, bench, samples, records, (0.20, 0.50), chance)
         share = sum(choice == k for k, choice in enumerate(always)) / max(1, len(samples))
         top = sum(choice == k for k, choice in enumerate(ceiling)) / max(1, len(some))
         parts = sorted({s.part for s in samples})
