@@ -17,6 +17,7 @@ import argparse
 import difflib
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -206,8 +207,17 @@ def current(every: Sequence[Stage], ledger: Ledger) -> set[str]:
 
 
 def execute(stage: Stage) -> int:
-    """Run a stage as a process of its own; its exit status comes back."""
-    return subprocess.run([sys.executable, "-m", stage.module, *stage.arguments]).returncode
+    """Run a stage as a process of its own; its exit status comes back.
+
+    An interrupt is passed on as a termination, on which recipes save, and waited for.
+    """
+    process = subprocess.Popen([sys.executable, "-m", stage.module, *stage.arguments])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def release(
@@ -297,6 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     if given.quick:
         recipe = quick(recipe)
+    # A termination of the whole ends the stage under way as an interrupt does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if given.record:
             return record(recipe, given.record, given.seconds)

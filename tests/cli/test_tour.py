@@ -90,8 +90,10 @@ def test_shipped_samples_can_be_read() -> None:
         assert tour.read_sample(stop, tour.SAMPLES)[-1]["text"]
 
 
-def test_the_sentence_said_is_held_out() -> None:
-    assert sentences.sides(sentences.everyday())[tour.SENTENCE] == "test"
+def test_what_is_said_and_heard_is_held_out() -> None:
+    heard = next(stop.right for stop in tour.STOPS if stop.task == "transcribe")
+    for sentence in (tour.SENTENCE, heard):
+        assert sentences.sides([sentence]) == {sentence: "test"}
 
 
 def test_bounds_keep_the_tour_under_three_minutes() -> None:

@@ -1,6 +1,7 @@
 """One command runs every stage in order, skips what is done, goes on after a fault, and says what it took."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,28 @@ def test_an_interrupt_is_noted_and_ends_it(recipe):
 def test_a_real_process_runs_and_its_status_counts(recipe):
     assert release.execute(Stage("x", "json.tool", ("--help",), "")) == 0
     assert release.execute(Stage("x", "json.tool", ("no such file",), "")) != 0
+
+
+def test_a_termination_ends_the_stage_under_way_too(recipe, monkeypatch, tmp_path):
+    saved = tmp_path / "saved"
+    (tmp_path / "stage.py").write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        f"    pathlib.Path({str(saved)!r}).touch()\n"
+        "    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(release, "stages", lambda recipe: [Stage("one", "stage", (), "")])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert release.main(["--out", str(recipe.out)]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert saved.exists()
+    assert Ledger(recipe.out / "spent.jsonl").rows()[0]["status"] == 130
 
 
 def test_work_done_by_hand_can_be_noted(recipe, capsys):
