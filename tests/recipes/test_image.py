@@ -58,7 +58,7 @@ def test_a_means_interval_holds_it_and_narrows() -> None:
 def test_an_ablation_from_end_to_end(few: None, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
     groups = [Pictures("noise", pixels, [f"noise {i}" for i in range(8)], 1.0)]
-    options = ImageCodecOptions(steps=1, batch=2, size=32)
+    options = ImageCodecOptions(steps=2, batch=2, size=32, warmup=1, codec_warmup=1)
     made = image_ablation.ablation(
         options, tmp_path, groups, None, {"noise": pixels[:3], "more": pixels[3:6]}, (20, 20),
         None, torch.device("cpu"),
