@@ -108,7 +108,7 @@ def test_grounding_counts_an_answer_without_a_box_as_wrong(monkeypatch):
     boxes = ["0 0 2 2", "4 4 8 8", "0 4 3 8", "5 0 8 3"]
     made = [document(k, "scene_box", box, box) for k, box in enumerate(boxes * 5)]
     monkeypatch.setattr(scenes.catalogue, "documents", lambda name: lambda side, seed: iter(made))
-    task = Grounding("grounding", "scenes", "scene_box", 0.3)
+    task = Grounding("grounding", "scenes", "scene_box", (0.3, 0.7))
     row, _ = task.run(Says(lambda question: question))
     assert (row.n, row.score, row.passed) == (20, 1.0, True)
     assert row.frequent == 0.25
