@@ -312,8 +312,6 @@ asked, and how to read it: [docs/evaluate.md](../../docs/evaluate.md).
 HOLDOUT = """\
 Held out before anything was built, by concept (in every style of a drawing), by speaker, by voice
 or by the official test file, and by content hash and likeness across sources:
-`m27/data/holdout.py`; a test holds the two sides apart. About half of the plain text of the joint
-run were docstrings and descriptions of software (NOTICE), so that the kind of English which
-`perplexity-manual` measures was not new to it; the manual itself was left out. Data files are not
-in the repository.
+`m27/data/holdout.py`; a test holds the two sides apart. Data files are not in
+the repository.
 """
