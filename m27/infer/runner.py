@@ -1,0 +1,93 @@
+"""What the engine asks of whatever runs the model: one step for the tokens of many sequences.
+
+A runner knows ids, positions and blocks of its own cache; it knows no request, no medium and no
+sampling. The torch runner (`m27.infer.torch_runner`) is the one for every device, the CPU runner
+(`m27.infer.cpu`) the fast one; whoever implements the protocol can take their place.
+
+The cache is paged: `blocks` blocks of `block_size` tokens each. Block 0 … blocks - 1 belong to nobody
+until the engine hands them out; a slot is block * block_size + place in the block.
+
+Shapes: T tokens of the step, S sequences of the step, M most blocks of a sequence, R rows, K ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from m27.model.config import Config
+
+Spans = tuple[tuple[int, int], ...]  # half-open ranges of ids, ascending, not empty
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+class RunnerError(RuntimeError):
+    """A step that cannot be run; the message says why. The runner stays usable."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A question to the head: logits of the ids in `spans`, after each of `tokens` (places in T)."""
+
+    spans: Spans
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step. The tokens of sequence s are `starts[s]` … `starts[s + 1]`, its next ones in order.
+
+    `ids` [T], `positions` [T] and `slots` [T] (where each token's keys and values are to be written);
+    `tables` [S, M] lists each sequence's blocks by position (block of position p is entry
+    p // block_size; -1 behind the last). A token sees every token of its sequence at its own position
+    and before: those written earlier and those of this step. `adapters` [S] are numbers that
+    `add_adapter` gave, -1 for none. All integers are int32, and C-contiguous.
+    """
+
+    ids: Ints
+    positions: Ints
+    slots: Ints
+    starts: Ints
+    tables: Ints
+    adapters: Ints
+    wanted: Sequence[Wanted] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank adapter: for each adapted matrix, by its Hugging Face name without `.weight`
+    ("model.layers.0.self_attn.q_proj"), A [r, in] and B [out, r], B already scaled by alpha / r."""
+
+    name: str
+    matrices: Mapping[str, tuple[Floats, Floats]]
+
+
+class Runner(Protocol):
+    """Runs steps. Not for several threads at once."""
+
+    config: Config
+    block_size: int
+    blocks: int
+
+    def run(self, batch: Batch) -> list[Floats]:
+        """Write the step's keys and values, and answer: for each of `wanted` float32 logits [R, K],
+        K the ids of its spans in ascending order. Raises RunnerError."""
+        ...
+
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Keep an adapter; the number that `Batch.adapters` names it by. Raises RunnerError for a
+        matrix that the model does not have, or of another shape."""
+        ...
+
+    def remove_adapter(self, number: int) -> None:
+        """Let go of an adapter; its number may be given again."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What a report should say: device, threads, precision of weights and cache, bytes of each."""
+        ...
