@@ -128,7 +128,9 @@ class Request:
         if isinstance(self.schema, str) and self.schema != "json":
             raise RequestError(f"schema is a JSON schema or 'json', not {self.schema!r}")
         if self.schema is not None and self.modalities != ("text",):
-            raise RequestError("an answer with a schema is text alone: modalities must be ('text',)")
+            raise RequestError(
+                "an answer with a schema is text alone: modalities must be ('text',)"
+            )
         given = {
             name: value
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

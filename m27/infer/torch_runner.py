@@ -150,7 +150,9 @@ class TorchRunner:
         if length == end - start:
             return Reading(slice(start, end), slots_SL, None, causal=True)
         seen = np.arange(length) <= batch.positions[start:end, None]
-        return Reading(slice(start, end), slots_SL, torch.from_numpy(seen[None, None]).to(self.device))
+        return Reading(
+            slice(start, end), slots_SL, torch.from_numpy(seen[None, None]).to(self.device)
+        )
 
     def hidden(self, step: Step) -> Tensor:
         """The final norm's states [T, D] of a step; keys and values are written."""
