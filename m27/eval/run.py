@@ -77,8 +77,8 @@ def evaluate(
     """Run tasks on the weights in `folder`; the rows come back, and are in `out` as JSON lines.
 
     `samples` a task, `validity` random prompts for the structure task, `batch` rows at a time in
-    each of `jobs` processes, in the `precision` of `Engine.load`; `say` is told the table at the end, and a line a task on standard
-    error as it is done. A task that fails has a row whose note begins with `FAILED`, and the others
+    each of `jobs` processes, in the `precision` of `Engine.load`; `say` is told the table at the
+    end, and a line a task on standard error as it is done. A task that fails has a row whose note begins with `FAILED`, and the others
     go on. With `resume`, rows in `out` of the same origin and settings are kept, failed ones not.
     Raises EvalError for an unknown task or numbers below 1.
     """

@@ -15,7 +15,7 @@ class RequestError(ValueError):
     """A request that cannot be served; the message is one line that says why."""
 
 
-class Refused(RequestError):
+class Refused(RequestError):  # noqa: N818 - it is an answer, and so called everywhere
     """A request that limits keep out. `reason`: "queue" (too many wait; try again in `retry_after`
     seconds), "cache" (it would not fit the cache alone) or "limit" (it is longer than allowed)."""
 
