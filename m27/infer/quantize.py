@@ -130,7 +130,9 @@ def product(packed: Packed, x_TC: npt.NDArray[np.float32]) -> npt.NDArray[np.flo
     if packed.scale is None:
         raise ValueError("a product of floats has no definition to the last bit")
     rows, groups = packed.scale.shape
-    x = np.pad(x_TC, ((0, 0), (0, groups * BLOCK - x_TC.shape[1]))).reshape(len(x_TC), groups, BLOCK)
+    x = np.pad(x_TC, ((0, 0), (0, groups * BLOCK - x_TC.shape[1]))).reshape(
+        len(x_TC), groups, BLOCK
+    )
     top = np.abs(x).max(-1)
     factor = np.where(top > 0, np.float32(127) / np.where(top > 0, top, 1), 0).astype(np.float32)
     q_x = np.rint(x * factor[..., None]).astype(np.int32)

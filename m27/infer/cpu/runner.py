@@ -140,7 +140,12 @@ class CpuRunner:
             wide = self._shapes.get(f"{name}.weight")
             if match is None or match[2] not in _PARTS or wide is None:
                 raise RunnerError(f"adapter {adapter.name}: the model has no matrix {name}")
-            if a.ndim != 2 or b.ndim != 2 or (b.shape[0], a.shape[1]) != wide or len(a) != b.shape[1]:
+            if (
+                a.ndim != 2
+                or b.ndim != 2
+                or (b.shape[0], a.shape[1]) != wide
+                or len(a) != b.shape[1]
+            ):
                 raise RunnerError(
                     f"adapter {adapter.name}: {name} is {wide[0]} by {wide[1]}, not what "
                     f"{list(b.shape)} and {list(a.shape)} make"
