@@ -22,7 +22,8 @@ from m27.infer.request import RequestError
 from m27.language.processor import Processor
 
 if TYPE_CHECKING:
-    from llguidance import JsonCompileOptions, LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 Bools = npt.NDArray[np.bool_]
 

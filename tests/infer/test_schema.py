@@ -198,7 +198,7 @@ def test_an_engine_keeps_to_it() -> None:
     from m27.infer.torch_runner import TorchRunner
 
     processor: Processor = tiny.processor()
-    engine = Engine(TorchRunner(tiny.decoder()), processor, make_rules=JsonSchemas(processor))
+    engine = Engine(TorchRunner(tiny.decoder(), 200), processor, make_rules=JsonSchemas(processor))
     schema = {
         "type": "object",
         "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}},
