@@ -60,6 +60,7 @@ def test_the_same_logits_as_plain_peft(tmp_path: Path, options: dict[str, Any]) 
 
 def test_an_engine_answers_with_it(tmp_path: Path) -> None:
     folder, theirs = write(tmp_path)
+    torch.set_num_threads(1)  # a model this small only loses time to a second thread
     engine = tiny.engine(100)
     engine.add_adapter("mine", read_adapter(folder, "mine"))
     request = Request(
