@@ -93,7 +93,7 @@ class CpuRunner:
             raise RunnerError(str(error)) from None
         assert handle is not None
         runner = cls(library, handle, config, blocks)
-        runner._fill(source, kinds)
+        runner._fill(source, kinds, threads)
         runner._facts = {
             "device": "cpu",
             "backend": f"cpu ({library.level})",
@@ -175,7 +175,10 @@ class CpuRunner:
         """Free weights and cache and end the threads; happens by itself when the runner goes."""
         self._close()
 
-    def _fill(self, state: Mapping[str, Tensor | Blocks], kinds: Mapping[str, str]) -> None:
+    def _fill(self, state: Mapping[str, Tensor | Blocks], kinds: Mapping[str, str], threads: int) -> None:
+        def rounding(weight_RC: Tensor, kind: str) -> Blocks:
+            return self._library.rounded(weight_RC, kind, threads)
+
         for name, shape in _expected(self.config).items():
             if name not in state:
                 raise RunnerError(f"{name} is missing")
@@ -192,7 +195,7 @@ class CpuRunner:
                 self._library.call("m27_set_vector", self._handle, which, layer, address(vector))
                 continue
             self._shapes[name] = (shape[0], shape[1])
-            packed = quantize.pack(value, kinds["body" if match else "head"])
+            packed = quantize.pack(value, kinds["body" if match else "head"], rounding)
             number = _PARTS[part] if match else _EMBED if "embed" in name else _HEAD
             self._library.call(
                 "m27_set", self._handle, number, layer, shape[0], address(packed.values),
@@ -260,7 +263,7 @@ def _ints(batch: Batch, name: str) -> np.ndarray[Any, np.dtype[np.int32]]:
     array = getattr(batch, name)
     if array.dtype != np.int32 or not array.flags.c_contiguous:
         raise RunnerError(f"{name} is not contiguous int32")
-    return array  # type: ignore[no-any-return]
+    return array
 
 
 def _width(wanted: Wanted) -> int:
