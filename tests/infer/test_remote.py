@@ -242,7 +242,7 @@ def test_against_vllm() -> None:
             max_audio_codes=40,
             max_tokens=200,
             seed=1,
-        )  # fmt: skip
+        )
     )
     assert [part["type"] for part in response.content] == list(plan)
     assert response.content[1]["image"].shape == (128, 128, 3)
