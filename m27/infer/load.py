@@ -17,6 +17,7 @@ from m27.infer.media import MediaWorker
 from m27.infer.request import RequestError
 from m27.infer.runner import Runner, RunnerError
 from m27.infer.scheduler import Limits
+from m27.infer.schema import JsonSchemas
 from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
 from m27.model import checkpoint
@@ -62,6 +63,7 @@ def load_engine(
     limits = limits or Limits()
     processor = Processor.load(folder)
     runner = load_runner(folder, precision, device, backend, threads, limits, cache)
+    options.setdefault("make_rules", JsonSchemas(processor))
     if "media" not in options:
         options["media"] = MediaWorker(processor)
     return engine(runner, processor, limits, **options)
