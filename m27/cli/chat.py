@@ -24,6 +24,7 @@ from m27.cli.show import show
 
 if TYPE_CHECKING:
     from m27.infer.engine import Engine
+    from m27.infer.remote import RemoteEngine
     from m27.infer.request import Request
 
 HELP = "/image FILE  /audio FILE  /reset  /quit"
@@ -46,12 +47,19 @@ def chat(
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
     guidance: Annotated[
-        float, typer.Option(help="How closely pictures and sounds follow the words; 1 is off.")
-    ] = 2.5,
+        float | None,
+        typer.Option(help="How closely media follow the words; 1 is off. Default: 2.5, vllm: 1."),
+    ] = None,
     letterbox: Annotated[
         bool, typer.Option(help="Show pictures whole, padded with white; else their middle square.")
     ] = False,
     precision: PrecisionOption = "auto",
+    engine_name: Annotated[
+        str, typer.Option("--engine", help="'local', or 'vllm': servers of the exported model.")
+    ] = "local",
+    url: Annotated[
+        list[str] | None, typer.Option(help="A vLLM server's address; may be repeated.")
+    ] = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
@@ -61,6 +69,12 @@ def chat(
 
     if json_output and prompt is None:
         raise InputError("--json needs a prompt")
+    if engine_name not in ("local", "vllm"):
+        raise InputError(f"--engine {engine_name}: is 'local' or 'vllm'")
+    if (engine_name == "vllm") != bool(url):
+        raise InputError("--engine vllm and --url go together")
+    if guidance is None:
+        guidance = 1.0 if url else 2.5
     if prompt == "-":
         with standard_input() as stream:
             prompt = stream.read()
@@ -77,7 +91,7 @@ def chat(
     parts += [read_part("audio", p) for p in audio or []]
     check_model(model)
     outputs = Outputs(out)
-    engine = load(model, precision)
+    engine = connect(model, url) if url else load(model, precision)
     if prompt is None:
         Conversation(engine, request, outputs, letterbox, pending=parts).run()
         return
@@ -93,6 +107,13 @@ def chat(
         "seconds": round(response.seconds, 3),
     }
     print(json.dumps(result))
+
+
+def connect(folder: Path, urls: list[str]) -> "RemoteEngine":
+    """The engine over vLLM servers, with tokenizer and codecs of a model folder."""
+    from m27.infer.remote import RemoteEngine
+
+    return RemoteEngine.load(folder, urls)
 
 
 def load(folder: Path, precision: str = "auto") -> "Engine":
@@ -119,7 +140,7 @@ def read_part(kind: str, path: Path, letterbox: bool = False) -> dict[str, Any]:
 class Conversation:
     """The interactive loop. `pending` parts go out with the next message."""
 
-    engine: "Engine"
+    engine: "Engine | RemoteEngine"
     request: "Request"
     outputs: Outputs
     letterbox: bool = False

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from m27 import runtime
+from m27.infer.draft import PromptLookup
 from m27.infer.media import MediaWorker
 from m27.infer.request import RequestError
 from m27.infer.runner import Runner, RunnerError
 from m27.infer.scheduler import Limits
+from m27.infer.schema import JsonSchemas
 from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
 from m27.model import checkpoint
@@ -62,8 +64,11 @@ def load_engine(
     limits = limits or Limits()
     processor = Processor.load(folder)
     runner = load_runner(folder, precision, device, backend, threads, limits, cache)
+    options.setdefault("make_rules", JsonSchemas(processor))
     if "media" not in options:
         options["media"] = MediaWorker(processor)
+    options.setdefault("make_rules", JsonSchemas(processor))
+    options.setdefault("draft", PromptLookup())
     return engine(runner, processor, limits, **options)
 
 

@@ -37,15 +37,15 @@ from m27.runtime import lone_thread
 class RemoteEngine:
     """Requests answered by servers; as `Engine`, for one thread. Each answer has a thread of its own.
 
-    `most`: answers under way at once; more are refused. `max_len`: tokens that the servers' model
-    holds. Raises RequestError for a wrong address.
+    `most`: answers under way at once; more are refused. `max_len`: tokens of a request,
+    by default as many as the servers say. Raises RequestError for a wrong address.
     """
 
     def __init__(
         self,
         processor: Processor,
         urls: Sequence[str],
-        max_len: int = 8192,
+        max_len: int | None = None,
         most: int = 256,
         timeout: float = 60.0,
     ) -> None:
@@ -70,6 +70,8 @@ class RemoteEngine:
                 raise RequestError(f"{name} is not to be had through vLLM")
         if request.guidance != 1.0 and set(request.modalities) != {"text"}:
             raise RequestError("vLLM cannot guide pictures and sounds; ask with guidance 1")
+        if self._max_len is None:
+            self._max_len = self.replicas.max_len()
         turn = prepare(self.processor, request, self._max_len)
         if len(self._fetches) + request.n > self._most:
             raise Refused(f"{len(self._fetches)} answers are under way already", "queue", 1.0)

@@ -44,6 +44,7 @@ class Replica:
         self._parts, self._timeout = parts, timeout
         self.busy, self.resting = 0, 0.0
         self.model: str | None = None
+        self.max_len: int | None = None  # tokens that it serves, where it says so
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection, not yet opened."""
@@ -79,7 +80,9 @@ class Replica:
             connection = self.connect()
             try:
                 listed = json.loads(self.ask(connection, "models").read(1_000_000))
-                self.model = str(listed["data"][0]["id"])
+                first = listed["data"][0]
+                self.max_len = first.get("max_model_len")
+                self.model = str(first["id"])
             except (
                 OSError,
                 http.client.HTTPException,
@@ -135,6 +138,20 @@ class Replicas:
         self._lock = threading.Lock()
         self._known: OrderedDict[int, Replica] = OrderedDict()
         self._turn = 0
+
+    def max_len(self) -> int:
+        """Tokens that every server serves, of those that answer. Raises RequestError where none does."""
+        found: list[int] = []
+        faults: list[str] = []
+        for replica in self.all:
+            try:
+                replica.name()
+                found += [replica.max_len] if replica.max_len else []
+            except (ReplicaError, DeclinedError) as error:
+                faults.append(str(error))
+        if len(faults) == len(self.all):
+            raise RequestError(faults[0])
+        return min(found, default=8192)
 
     def take(self, prompt: Sequence[int], shunned: Sequence[Replica] = ()) -> Replica:
         """The server for a prompt; `give` it back. Those in `shunned`, and those at rest, come last."""

@@ -29,6 +29,8 @@ Bools = npt.NDArray[np.bool_]
 
 _MASK = (1 << 64) - 1
 _STEP, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_LONG = 20_000  # more logits than this are thinned out before anything else
+_EIGHT = np.arange(8)
 _NP = {n: np.uint64(n) for n in (_STEP, _MIX1, _MIX2, 27, 30, 31, 41)}
 
 
@@ -48,19 +50,11 @@ def place_of(spans: Spans, id: int) -> int:
     return -1
 
 
-def places(spans: Spans, ids: Ints) -> Ints:
-    """Where `ids` [N] stand among those of `spans`; those not there are left out."""
-    found = []
-    before = 0
-    for start, end in spans:
-        found.append(ids[(ids >= start) & (ids < end)] + (before - start))
-        before += end - start
-    return found[0] if len(found) == 1 else np.concatenate(found)
-
-
 def guide(conditional_K: Floats, unconditional_K: Floats, guidance: float) -> Floats:
     """Classifier-free guidance u + g * (c - u) (Ho & Salimans 2022)."""
-    out: Floats = unconditional_K + np.float32(guidance) * (conditional_K - unconditional_K)
+    out: Floats = conditional_K - unconditional_K
+    out *= np.float32(guidance)
+    out += unconditional_K
     return out
 
 
@@ -73,17 +67,33 @@ class Sampler:
         self.number = 0
         self._key = _mix(_mix(seed & _MASK) ^ (index * _STEP & _MASK))
         self._penalized = any(s.repetition_penalty != 1.0 for s in settings.values())
-        self._seen: set[int] = set()
-        self._made = np.zeros(64, dtype=np.int64)  # the different ids produced so far
+        self._seen: set[int] = set()  # the different ids produced so far
+        # Where these stand among the ids of the spans that were last asked for.
+        self._spans: Spans = ()
+        self._places = np.zeros(64, dtype=np.int64)
+        self._count = 0
 
     def take(self, id: int) -> None:
         """Take note of an id of the answer; ids of the prompt are not held against repetition."""
         self.number += 1
         if self._penalized and id not in self._seen:
-            if len(self._seen) == len(self._made):
-                self._made = np.concatenate([self._made, np.zeros_like(self._made)])
-            self._made[len(self._seen)] = id
             self._seen.add(id)
+            self._place(place_of(self._spans, id))
+
+    def _place(self, place: int) -> None:
+        if place >= 0:
+            if self._count == len(self._places):
+                self._places = np.concatenate([self._places, np.zeros_like(self._places)])
+            self._places[self._count] = place
+            self._count += 1
+
+    def _seen_among(self, spans: Spans) -> Ints:
+        """Where the ids produced so far stand among those of `spans`."""
+        if spans != self._spans:
+            self._spans, self._count = spans, 0
+            for id in self._seen:
+                self._place(place_of(spans, id))
+        return self._places[: self._count]
 
     def choose(
         self,
@@ -103,7 +113,7 @@ class Sampler:
         if mask_K is not None:
             logits_K = np.where(mask_K, logits_K, np.float32(-np.inf))
         if settings.repetition_penalty != 1.0 and self._seen:
-            penalize(logits_K, places(spans, self._made[: len(self._seen)]), settings)
+            penalize(logits_K, self._seen_among(spans), settings)
         for source, target in redirects:
             redirect(logits_K, place_of(spans, source), place_of(spans, target))
         place = self._pick(logits_K, spans, settings)
@@ -155,20 +165,28 @@ def candidates(logits_K: Floats, settings: Sampling) -> tuple[Ints, Floats]:
     best = logits_K.max() if len(logits_K) else np.float32(-np.inf)
     if best == -np.inf:
         raise ValueError("no id is allowed here")
-    # What is e^-50 times as likely as the best is never drawn.
-    within = logits_K >= best - np.float32(50.0 * settings.temperature)
-    places_C: Ints = np.flatnonzero(within)
-    scores_C = logits_K[places_C] if len(places_C) < len(logits_K) else logits_K
-    weights_C: Floats = np.exp((scores_C - best) / np.float32(settings.temperature))
-    top_k = settings.top_k if settings.top_k < len(places_C) else 0
+    temperature = np.float32(settings.temperature)
+    places_C: Ints | None = None
+    if len(logits_K) > _LONG:  # most of a vocabulary need not be exponentiated
+        places_C = where(logits_K >= best - np.float32(50.0) * temperature)
+        logits_K = logits_K[places_C]
+    weights_C: Floats = logits_K - best
+    weights_C /= temperature
+    np.exp(weights_C, out=weights_C)
+    top_k = settings.top_k if settings.top_k < len(weights_C) else 0
+    least, total = np.float32(2e-22), 0.0  # e^-50 times as likely as the best is never drawn
+    if settings.top_p < 1.0 and not top_k:
+        # Those so unlikely that all together they miss the nucleus need no place in the order.
+        total = float(weights_C.sum())
+        least = max(least, np.float32(0.999 * (1.0 - settings.top_p) * total / len(weights_C)))
+    likely = where(weights_C >= least)
+    if len(likely) < len(weights_C):
+        weights_C = weights_C[likely]
+        places_C = likely if places_C is None else places_C[likely]
+    elif places_C is None:
+        places_C = likely
     if not top_k and settings.top_p == 1.0 and settings.min_p == 0.0:
         return places_C, weights_C
-    total = 0.0
-    if not top_k and settings.top_p < 1.0:
-        # Those so unlikely that all together they miss the nucleus need no place in the order.
-        total = float(weights_C.sum(dtype=np.float64))
-        likely = weights_C >= np.float32(0.999 * (1.0 - settings.top_p) * total / len(weights_C))
-        places_C, weights_C = places_C[likely], weights_C[likely]
     sorted_C = np.sort(weights_C)[::-1]
     if top_k:
         sorted_C = sorted_C[:top_k]
@@ -180,12 +198,25 @@ def candidates(logits_K: Floats, settings: Sampling) -> tuple[Ints, Floats]:
         keep = 1 + int(np.searchsorted(running_C[:-1], settings.top_p * total, side="left"))
     if settings.min_p > 0.0:
         keep = min(keep, len(sorted_C) - int(np.searchsorted(sorted_C[::-1], settings.min_p)))
-    least = sorted_C[max(keep, 1) - 1]
-    kept = np.flatnonzero(weights_C >= least)
+    edge = sorted_C[max(keep, 1) - 1]
+    kept = np.flatnonzero(weights_C >= edge)
     if len(kept) > max(keep, 1):  # equal ones at the edge: the first of them
-        tied = kept[weights_C[kept] == least]
+        tied = kept[weights_C[kept] == edge]
         kept = np.setdiff1d(kept, tied[len(tied) - (len(kept) - max(keep, 1)) :])
     return places_C[kept], weights_C[kept]
+
+
+def where(mask_K: Bools) -> Ints:
+    """The places of what is true, ascending; quick where that is little of much."""
+    count = len(mask_K) & ~7
+    if count > 4096:
+        words = mask_K[:count].view(np.uint64).nonzero()[0]
+        if len(words) * 8 < count // 8:
+            near = (words[:, None] * 8 + _EIGHT).ravel()
+            found: Ints = near[mask_K[near]]
+            rest = mask_K[count:].nonzero()[0]
+            return np.concatenate([found, rest + count]) if len(rest) else found
+    return mask_K.nonzero()[0]
 
 
 def race(ids_C: Ints, key: int) -> Floats:

@@ -125,6 +125,7 @@ class Scheduler:
         """What the next step computes; [] where there is nothing to do."""
         self._step += 1
         self._feeds, self._budget = {}, self.limits.tokens
+        self._displace()
         near = [work for work in self.running if work.left <= self._few]
         if len(near) > 1:
             near.sort(key=lambda work: work.served)
@@ -188,6 +189,14 @@ class Scheduler:
             self._budget += sum(feed.counts)
 
     # Starting what waits
+
+    def _displace(self) -> None:
+        """Where something waits that is more important than what is under way, make room for it."""
+        if self.waiting and self.running:
+            least = min(work.priority for work in self.running)
+            urgent = [work for work in self.waiting if work.priority > least and work.settled()]
+            if urgent:
+                self._fits(min(urgent, key=_importance))
 
     def _start(self) -> None:
         """Begin waiting answers, the most urgent first, until one finds no room."""

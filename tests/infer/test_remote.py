@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._send(200, {"data": [{"id": "tiny"}]})
+        self._send(200, {"data": [{"id": "tiny", "max_model_len": 1024}]})
 
     def _send(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
@@ -100,7 +100,7 @@ def stubs() -> Iterator[list[Stub]]:
 
 def engine(stubs: list[Stub], **options: Any) -> RemoteEngine:
     urls = [stub.url for stub in stubs]
-    return RemoteEngine(tiny.processor(), urls, max_len=1024, timeout=20.0, **options)
+    return RemoteEngine(tiny.processor(), urls, timeout=20.0, **options)
 
 
 def ask(words: str, **options: Any) -> Request:
@@ -147,6 +147,7 @@ def test_what_a_dead_server_began_another_one_ends(stubs: list[Stub]) -> None:
 def test_a_server_that_is_not_there_is_passed_over(stubs: list[Stub]) -> None:
     stubs += [Stub(), Stub()]
     remote = engine(stubs)
+    assert remote.replicas.max_len() == 1024
     stubs[0].shutdown()
     stubs[0].server_close()
     for _ in range(3):
@@ -225,13 +226,30 @@ def test_a_prompt_goes_where_its_beginning_is_known() -> None:
     assert replicas.take(first[0]) is not homes[0]
 
 
+def test_the_command_line_talks_to_servers(stubs: list[Stub], tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from m27.cli import app
+
+    stubs += [Stub(), Stub()]
+    tiny.write_model(tmp_path / "model")
+    folder = ["chat", "hi", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    asked = ["--modalities", "text", "--max-tokens", "8", "--json", "--engine", "vllm"]
+    urls = [option for stub in stubs for option in ("--url", stub.url)]
+    done = CliRunner().invoke(app, [*folder, *asked, *urls])
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["usage"]["completion_tokens"] <= 8
+    for wrong in (["--engine", "vllm"], ["--url", "http://x"], ["--engine", "other"]):
+        assert CliRunner().invoke(app, [*folder, *wrong]).exit_code != 0
+
+
 @pytest.mark.slow
 def test_against_vllm() -> None:
     """`M27_VLLM=url` of a vLLM that serves the export of the shipped model."""
     if not (url := os.environ.get("M27_VLLM")):
         pytest.skip("M27_VLLM names no server")
     folder = Path(__file__).parents[2] / "weights" / "m27-nano"
-    remote = RemoteEngine.load(folder, [url], max_len=2048)
+    remote = RemoteEngine.load(folder, [url])
     plan = ("text", "image", "audio")
     response = remote.chat(
         Request(
@@ -242,7 +260,7 @@ def test_against_vllm() -> None:
             max_audio_codes=40,
             max_tokens=200,
             seed=1,
-        )  # fmt: skip
+        )
     )
     assert [part["type"] for part in response.content] == list(plan)
     assert response.content[1]["image"].shape == (128, 128, 3)

@@ -14,9 +14,9 @@ from m27.infer.sampler import (
     log_probabilities,
     penalize,
     place_of,
-    places,
     race,
     redirect,
+    where,
 )
 
 
@@ -147,8 +147,36 @@ def test_penalty_lowers_what_was_produced_but_not_the_prompt() -> None:
 def test_ids_and_their_places_among_spans() -> None:
     some: Spans = ((2, 3), (5, 9))
     assert [place_of(some, id) for id in (2, 3, 5, 8, 9)] == [0, -1, 1, 4, -1]
-    assert sorted(places(some, np.array([8, 2, 4, 5])).tolist()) == [0, 1, 4]
-    assert places(some, np.array([100])).tolist() == []
+    settings = {"text": Sampling(temperature=0.0, repetition_penalty=4.0)}
+    sampler = Sampler(settings, 0)
+    for id in (8, 2, 4, 5):
+        sampler.take(id)
+    assert sampler.choose(floats(4, 4, 2, 1, 4), some, "text") == 6
+    assert sampler.choose(floats(4, 3, 3), ((4, 5), (9, 11)), "text") == 9
+    sampler.take(9)
+    assert sampler.choose(floats(4, 3, 3), ((4, 5), (9, 11)), "text") == 10
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("length", [0, 5, 4096, 5003, 49_152])
+def test_places_of_what_is_true(length: int, share: float) -> None:
+    mask = np.random.default_rng(0).random(length) < share
+    assert np.array_equal(where(mask), np.flatnonzero(mask))
+
+
+def test_a_long_row_gives_what_a_short_one_does() -> None:
+    rng = np.random.default_rng(0)
+    logits = (rng.standard_normal(30_000) * 4).astype(np.float32)
+    for settings in (
+        Sampling(),
+        Sampling(temperature=0.2, top_p=0.9),
+        Sampling(top_k=7, min_p=0.1),
+    ):
+        places_C, weights_C = candidates(logits, settings)
+        expected = long_hand(logits.tolist(), settings)
+        found = dict(zip(places_C.tolist(), (weights_C / weights_C.sum()).tolist(), strict=True))
+        assert set(found) <= set(expected)
+        assert all(found[i] == pytest.approx(p, abs=1e-5) for i, p in expected.items() if p > 1e-4)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

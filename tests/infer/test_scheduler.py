@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from m27.infer.engine import Engine
 from m27.infer.request import Event, Refused, Request, RequestError
@@ -14,11 +13,6 @@ from m27.infer.respond import EngineError, collect
 from m27.infer.runner import Batch, Floats, RunnerError
 from tests import tiny
 from tests.infer import mixed
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def ask(text: str = "x", **options: Any) -> Request:

@@ -1,0 +1,114 @@
+"""What a step costs besides the model: scheduling, grammar, sampling, guidance and events, in Python.
+
+    python benchmarks/overhead.py
+
+A runner that computes nothing gives random logits of nano's vocabulary at once, so the time of a step is the
+engine's own. Medians over steps, in milliseconds of processor time, by what is answered and how many at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m27.codec.media import write_atomic
+from m27.infer.engine import Engine
+from m27.infer.request import Request
+from m27.infer.runner import Adapter, Batch, Floats
+from m27.infer.scheduler import Limits
+from m27.language.processor import Processor
+from m27.language.vocabulary import Vocabulary
+from m27.model.config import SIZES
+
+
+class Nothing:
+    """A runner that computes nothing: rows of random logits, spread as a trained model's are."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.config, self.block_size, self.blocks = SIZES["nano"], 16, 4096
+        rng = np.random.default_rng(0)
+        self._logits = (3 * rng.standard_normal(SIZES["nano"].vocab_size * 2)).astype(np.float32)
+        self._logits[vocabulary.turn_end] = -50.0
+        self.seconds = 0.0
+        self._step = 0
+
+    def run(self, batch: Batch) -> list[Floats]:
+        """Rows of random logits; the time it takes to copy them is the runner's."""
+        begun = time.thread_time()
+        self._step += 1
+        out = []
+        for wanted in batch.wanted:
+            width = sum(end - start for start, end in wanted.spans)
+            rows = np.empty((len(wanted.tokens), width), dtype=np.float32)
+            for number, row in enumerate(rows):
+                at = (self._step * 7919 + number * 104_729) % (len(self._logits) - width)
+                row[:] = self._logits[at : at + width]
+            rows[:, 0] = -50.0 if width > 1 else 0.0
+            out.append(rows)
+        self.seconds = time.thread_time() - begun
+        return out
+
+    def add_adapter(self, adapter: Adapter) -> int:
+        """Nothing is kept."""
+        return 0
+
+    def remove_adapter(self, number: int) -> None:
+        """Nothing was kept."""
+
+    def facts(self) -> dict[str, Any]:
+        """There are none."""
+        return {}
+
+
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "1 text": (1, {"modalities": ("text",), "max_tokens": 300}),
+    "1 text, greedy": (1, {"modalities": ("text",), "max_tokens": 300, "temperature": 0.0}),
+    "1 sound": (1, {"plan": ("audio",), "min_audio_codes": 300, "max_audio_codes": 300}),
+    "1 picture, guided": (1, {"plan": ("image",), "image_grid": (16, 16)}),
+    "16 texts": (16, {"modalities": ("text",), "max_tokens": 300}),
+    "16 pictures, guided": (16, {"plan": ("image",), "image_grid": (16, 16)}),
+    "64 texts": (64, {"modalities": ("text",), "max_tokens": 300}),
+}
+
+
+def measure(processor: Processor, count: int, options: dict[str, Any]) -> dict[str, float]:
+    """Median milliseconds of a step, the runner's own time left out."""
+    runner = Nothing(processor.vocabulary)
+    engine = Engine(runner, processor, Limits(sequences=count))
+    for seed in range(count):
+        messages = [{"role": "user", "content": "Tell me about the sea, and draw it."}]
+        engine.add(Request(messages, seed=seed, **options))
+    spent = []
+    while engine.busy() and len(spent) < 260:
+        begun = time.thread_time()
+        engine.step()
+        spent.append(1000 * (time.thread_time() - begun - runner.seconds))
+    inner = sorted(spent[10:-5])
+    return {"median": statistics.median(inner), "p90": inner[int(0.9 * len(inner))]}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("weights/m27-nano"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))
+    given = parser.parse_args()
+    loaded = Processor.load(given.model)
+    # Without codecs: what they take is spent beside the step.
+    processor = Processor(loaded._tokenizer, loaded.vocabulary)
+    figures = {}
+    for name, (count, options) in CASES.items():
+        figures[name] = measure(processor, count, options)
+        print(f"{name:22} {figures[name]['median']:7.3f} ms   p90 {figures[name]['p90']:7.3f}")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(given.out, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
