@@ -23,7 +23,7 @@ from m27.infer.runner import Adapter, Batch, Floats, Runner, RunnerError, Spans
 from m27.infer.sampler import guide
 from m27.infer.scheduler import Feed, Limits, Scheduler
 from m27.infer.sequence import Sequence as Row
-from m27.infer.sequence import Work
+from m27.infer.sequence import Work, most_blocks
 from m27.infer.turn import Answer, MakeRules, Turn, prepare
 from m27.language.processor import Processor
 
@@ -120,7 +120,7 @@ class Engine:
         works: list[Work] = []
         for index in range(request.n):
             works.append(self._work(turn, index, started, works[0] if works else None))
-        self.scheduler.admit(works, self._most_blocks(turn))
+        self.scheduler.admit(works, most_blocks(turn, self.blocks.size))
         self._requests[self._numbers] = {work.key for work in works}
         for work in works:
             self._open[work.key] = work
@@ -138,16 +138,6 @@ class Engine:
             salt, request.priority, request.tenant, number, arrival=self._keys, started=started,
             after=after if self.limits.reuse else None,
         )  # fmt: skip
-
-    def _most_blocks(self, turn: Turn) -> int:
-        """Blocks that one answer of the request takes at most."""
-        request, size = turn.request, self.blocks.size
-        most = -(-(len(turn.prompt) + turn.max_tokens) // size)
-        if turn.unconditional:
-            height, width = request.image_grid or (turn.max_tokens, 1)
-            span = min(max(height * width + 4, request.max_audio_codes + 2), turn.max_tokens)
-            most += -(-(len(turn.unconditional) + span) // size)
-        return most
 
     def cancel(self, number: int) -> None:
         """Let go of a request, finished or not: its blocks are free at once, and no event of it
@@ -273,6 +263,12 @@ class Engine:
             "seconds": dict(self._seconds), "runner": self.runner.facts(),
         }  # fmt: skip
 
+    def close(self) -> None:
+        """Cancel what is under way and let `media` end its threads."""
+        for number in list(self._requests):
+            self.cancel(number)
+        self.media.close()
+
     # The three parts of a step
 
     def _schedule(self) -> _Plan:
@@ -300,6 +296,8 @@ class Engine:
                 sequence.settle(sequence.computed + count, self.blocks)
         for row in plan.rows:
             work = row.feed.work
+            if work.over:  # another answer to the request has failed
+                continue
             try:
                 self._continue(row, logits)
             except Exception as error:  # one answer must not take the others with it

@@ -14,7 +14,7 @@ import numpy as np
 
 from m27.infer.cache import Blocks, Name, name_of
 from m27.infer.request import Event
-from m27.infer.turn import Answer
+from m27.infer.turn import Answer, Turn
 
 
 class Sequence:
@@ -77,6 +77,17 @@ class Sequence:
             self.table = np.concatenate([self.table, np.zeros_like(self.table)])
         self.table[len(self.blocks)] = block
         self.blocks.append(block)
+
+
+def most_blocks(turn: Turn, size: int) -> int:
+    """Blocks of `size` tokens that one answer takes at most, its guiding sequence included."""
+    request = turn.request
+    most = -(-(len(turn.prompt) + turn.max_tokens) // size)
+    if turn.unconditional:
+        height, width = request.image_grid or (turn.max_tokens, 1)
+        span = min(max(height * width + 4, request.max_audio_codes + 2), turn.max_tokens)
+        most += -(-(len(turn.unconditional) + span) // size)
+    return most
 
 
 @dataclass(eq=False)

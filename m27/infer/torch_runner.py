@@ -9,7 +9,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class Step:
     positions_T: Tensor
     slots_T: Tensor
     readings: list[Reading]
-    adapted: list[tuple[Mapping[str, Pair], Tensor]]  # an adapter's matrices, and its tokens
+    adapted: Sequence[tuple[Mapping[str, Pair], Tensor]]  # an adapter's matrices, and its tokens
 
 
 def block_bytes(model: Decoder, size: int, dtype: torch.dtype) -> int:

@@ -277,3 +277,29 @@ def test_soak_none_lost_none_mixed_up() -> None:
             assert mixed.differences(expected, collect(told)) == []
         else:
             assert collect(told).usage.seed == place[number]
+
+
+def test_an_answer_that_cannot_go_on_takes_only_its_request_with_it() -> None:
+    engine = tiny.engine()
+    lost, kept = engine.add(ask(n=3, max_tokens=30)), engine.add(ask(max_tokens=30))
+    engine.step()
+    broken = next(work for work in engine.scheduler.running if work.number == lost)
+
+    def choose(logits: Floats) -> int:
+        raise ValueError("no id is allowed here")
+
+    broken.answer.choose = choose  # type: ignore[method-assign]
+    told = [pair for _ in range(60) for pair in engine.step()]
+    errors = [(number, e["message"]) for number, e in told if e["type"] == "error"]
+    assert errors == [(lost, "ValueError: no id is allowed here")]
+    assert [number for number, e in told if e["type"] == "done"] == [kept]
+    assert engine.blocks.used == 0
+
+
+def test_closing_leaves_nothing_behind() -> None:
+    engine = tiny.engine()
+    engine.add(ask(n=2))
+    engine.step()
+    engine.close()
+    assert not engine.busy()
+    assert engine.blocks.used == 0
