@@ -1,0 +1,124 @@
+"""Rounds of a comparison: every contender once, then every contender again, so that a machine that
+slows down slows all of them; medians over the rounds. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from benchmarks.peers.process import PeerFailed
+
+Ids = list[int]
+SLOW = 0.4  # a contender that reaches less of the best one's rate than this is out of the race
+TWICE = 2  # … and is measured so often
+
+
+class Asked(Protocol):
+    """What answers; `benchmarks.peers.process.Process` does."""
+
+    def ask(self, question: Mapping[str, Any], timeout: float = ...) -> dict[str, Any]:
+        """One answer. Raises PeerFailed."""
+        ...
+
+
+@dataclass
+class Result:
+    """What was measured of one contender: values by figure, ids by question, the first failure."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    ids: dict[str, list[Ids]] = field(default_factory=dict)
+    resident: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def note(self, figure: str, value: float) -> None:
+        """One more value."""
+        self.values.setdefault(figure, []).append(value)
+
+    def median(self, figure: str) -> float | None:
+        """The median of a figure, None where it was not measured."""
+        values = self.values.get(figure)
+        return statistics.median(values) if values else None
+
+
+def rates(kind: str, prompts: Sequence[Ids], count: int, answer: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of one answer, tokens a second but for `ttft` (seconds)."""
+    first, seconds = answer["first"], answer["seconds"]
+    if kind == "one":
+        return {
+            "prefill": len(prompts[0]) / first, "ttft": first,
+            "decode": (count - 1) / (seconds - first),
+        }  # fmt: skip
+    return {"many": len(prompts) * count / seconds}
+
+
+def race(
+    kind: str,
+    peers: Mapping[str, Asked],
+    rounds: Sequence[Sequence[Ids]],
+    count: int,
+    results: dict[str, Result],
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> None:
+    """One unmeasured round with `rounds[0]`, then one for each of the rest, into `results`.
+
+    `kind` "one" or "many" names the figures. Who fails once is not asked again; who falls far
+    behind in the first round is measured `TWICE`.
+    """
+    question = "generate" if kind == "one" else "batch"
+    figure = "decode" if kind == "one" else "many"
+    for number, prompts in enumerate(rounds):
+        best = max((r.median(figure) or 0.0 for r in results.values()), default=0.0)
+        for name, peer in peers.items():
+            result = results.setdefault(name, Result())
+            mine = result.median(figure)
+            slow = mine is not None and mine < SLOW * best
+            if kind in result.failed or (slow and number > TWICE):
+                continue
+            # The first round is not measured: caches fill, and whatever compiles does so now.
+            ask = {"do": question, "prompts": prompts, "count": count if number else 4}
+            try:
+                answer = peer.ask(ask, 600.0)
+                check(answer["ids"], len(prompts), ask["count"])
+            except PeerFailed as error:
+                result.failed[kind] = str(error)
+                say(f"{name}: {kind}: {error}")
+                continue
+            result.resident = max(result.resident, answer["resident"])
+            if number:
+                found = rates(kind, prompts, count, answer)
+                for key, value in found.items():
+                    result.note(key, value)
+                result.ids[f"{kind}{number}"] = answer["ids"]
+                text = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
+                say(f"round {number}: {name}: {text}")
+
+
+def check(ids: Sequence[Ids], rows: int, count: int) -> None:
+    """Raises PeerFailed where not each of the rows has `count` ids: its time would not count."""
+    lengths = sorted({len(row) for row in ids})
+    if len(ids) != rows or lengths != [count]:
+        raise PeerFailed(f"{rows} answers of {count} ids wanted; {len(ids)} came, of {lengths} ids")
+
+
+def agreement(ids: Mapping[str, list[Ids]], truth: Mapping[str, list[Ids]]) -> dict[str, float] | None:
+    """Greedy answers against those of the reference: `equal`, the share of ids that are the same at
+    the same place, and `prefix`, the mean share of an answer before the first that differs. None
+    where no question is common to both."""
+    pairs = [
+        (mine, theirs)
+        for key in ids.keys() & truth.keys()
+        for mine, theirs in zip(ids[key], truth[key], strict=True)
+    ]
+    if not pairs:
+        return None
+    equal = total = 0
+    prefixes = []
+    for mine, theirs in pairs:
+        same = [a == b for a, b in zip(mine, theirs, strict=True)]
+        equal, total = equal + sum(same), total + len(same)
+        prefixes.append((same.index(False) if False in same else len(same)) / len(same))
+    return {"equal": equal / total, "prefix": statistics.mean(prefixes), "answers": len(pairs)}
