@@ -15,6 +15,15 @@ class RequestError(ValueError):
     """A request that cannot be served; the message is one line that says why."""
 
 
+class Refused(RequestError):
+    """A request that limits keep out. `reason`: "queue" (too many wait; try again in `retry_after`
+    seconds), "cache" (it would not fit the cache alone) or "limit" (it is longer than allowed)."""
+
+    def __init__(self, message: str, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.reason, self.retry_after = reason, retry_after
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How an id is chosen from logits. `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0
@@ -61,6 +70,13 @@ class Request:
     `temperature` … `repetition_penalty`: for every medium, where given; else `DEFAULTS` of each.
     `guidance`: classifier-free guidance of picture and sound spans (Ho & Salimans 2022); 1 is off.
     `seed` None draws one.
+    `n`: answers to the one prompt, each drawn anew; their events carry "index". `stop`: strings that
+    end the answer and are not part of it. `logprobs`: for every id an event with its log probability
+    and those of so many likeliest ids. `schema`: a JSON schema that the text obeys, or "json" for
+    any object; such an answer is text alone. `adapter`: the name of one that the engine was given.
+    `priority`: higher goes first; `tenant`: among whom the engine shares fairly, and who alone finds
+    what is cached of its prompts. `speculate`: try ids ahead where words repeat; the answer is the
+    same.
     Raises `RequestError` on values outside their range.
     """
 
@@ -81,6 +97,14 @@ class Request:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    n: int = 1
+    stop: Sequence[str] = ()
+    logprobs: int | None = None
+    schema: Mapping[str, Any] | str | None = None
+    adapter: str | None = None
+    priority: int = 0
+    tenant: str = ""
+    speculate: bool = False
     sampling: Mapping[str, Sampling] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +119,16 @@ class Request:
             raise RequestError(f"guidance must lie between 0 and 100, not {self.guidance:g}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise RequestError(f"seed must lie between 0 and 2**63, not {self.seed}")
+        if not 1 <= self.n <= 128:
+            raise RequestError(f"n must lie between 1 and 128, not {self.n}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= 100:
+            raise RequestError(f"logprobs must lie between 0 and 100, not {self.logprobs}")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise RequestError("stop is a list of strings, none of them empty")
+        if isinstance(self.schema, str) and self.schema != "json":
+            raise RequestError(f"schema is a JSON schema or 'json', not {self.schema!r}")
+        if self.schema is not None and self.modalities != ("text",):
+            raise RequestError("an answer with a schema is text alone: modalities must be ('text',)")
         given = {
             name: value
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -106,7 +140,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens in and out; of those out, the codes of pictures and sounds. `seed`: the one used."""
+    """Tokens in and out; of those out, the codes of pictures and sounds. `seed`: the one used.
+    `cached_tokens`: tokens of the prompt that were found computed."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -114,6 +149,7 @@ class Usage:
     audio_codes: int
     seed: int
     finish_reason: str  # "stop": the model ended its turn; "length": max_tokens did
+    cached_tokens: int = field(default=0, compare=False)
 
     def to_json(self) -> dict[str, int | str]:
         """The same as a dict, with `total_tokens`."""
@@ -125,11 +161,15 @@ class Usage:
 class Response:
     """A whole answer: `content` parts in the order produced ({"type":"text","text"},
     {"type":"image","image": uint8 [H, W, 3], "codes": [h, w]}, {"type":"audio","audio": float32 [T]
-    at 16 kHz, "codes": [N]}), `usage`, and wall-clock `seconds`."""
+    at 16 kHz, "codes": [N]}), `usage`, wall-clock `seconds`, and the `ids` produced. `others`: the
+    further answers where `n` were asked for; `logprobs`: those events, in order."""
 
     content: list[Part]
     usage: Usage
     seconds: float
+    ids: Sequence[int] = ()
+    logprobs: Sequence[Event] = ()
+    others: Sequence["Response"] = ()
 
     @property
     def text(self) -> str:

@@ -1,135 +1,231 @@
-"""Logits to one id: penalty, temperature, top-k, top-p, min-p, then a draw from a seeded generator.
+"""Logits to one id: penalty, redirect, temperature, top-k, top-p, min-p, then a draw.
 
-Each medium has its own settings; which one is being spelled is asked of the grammar at every step.
-Knows no model. V vocabulary, K candidates, N ids so far.
+A draw is a function of (seed, index of the answer, number of the id in it): each candidate's id is
+hashed with these three into a random number of its own, and the candidate that wins the exponential
+race (the same as Gumbel-max, Maddison et al. 2014) is taken. So what is drawn depends neither on
+what else is in the batch nor on how the work was cut into steps, and the rounding of logits moves a
+draw only where two candidates are all but level.
+
+Each medium has its own settings. Works on one row of logits at a time, which for the thousands of
+ids of a row costs no more than many rows at once, and stays in the processor's cache. Knows no
+model. K ids asked for, in ascending order; C candidates.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from m27.infer.request import Sampling
 
+Spans = tuple[tuple[int, int], ...]  # half-open ranges of ids, ascending
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
-class Steering(Protocol):
-    """What the sampler asks at each step; `m27.language.grammar.Grammar` answers it."""
-
-    def medium(self) -> str:
-        """The medium of the id to be chosen."""
-
-    def redirects(self) -> list[tuple[int, int]]:
-        """Pairs (from, to) of ids: what the model gives to `from` is meant for `to`."""
-
-
-class Sampler:
-    """The `choose` of `generate`: called with masked logits [V] (forbidden ids at -inf) and the ids
-    so far, returns one id. The same seed and logits give the same ids."""
-
-    def __init__(
-        self, settings: Mapping[str, Sampling], steering: Steering, seed: int, start: int = 0
-    ) -> None:
-        """`settings` by medium; ids before `start` (the prompt) are not held against repetition."""
-        self.settings = settings
-        self.steering = steering
-        self.start = start
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, logits_V: Tensor, ids: Sequence[int]) -> int:
-        """One allowed id. Raises ValueError where no id is allowed."""
-        logits_V = logits_V.detach().to("cpu", torch.float32)
-        allowed_K = torch.nonzero(logits_V > -torch.inf).flatten()
-        return self.among(logits_V[allowed_K], allowed_K, ids)
-
-    def among(self, logits_K: Tensor, allowed_K: Tensor, ids: Sequence[int]) -> int:
-        """One of the ids `allowed_K`, which ascend, given their float32 logits alone.
-
-        Where one id is left, it is taken without a draw. Raises ValueError where there is none.
-        """
-        settings = self.settings[self.steering.medium()]
-        penalty = settings.repetition_penalty
-        if penalty != 1.0:
-            produced = places(allowed_K, ids[self.start :])
-            logits_K = penalize(logits_K, produced, penalty)
-        for pair in self.steering.redirects():
-            if len(found := places(allowed_K, pair)) == 2:
-                logits_K = redirect(logits_K, found[0], found[1])
-        if not len(logits_K):
-            raise ValueError("no id is allowed here")
-        if settings.temperature == 0.0:
-            return int(allowed_K[logits_K.argmax()])
-        candidates_K, probs_K = candidates(logits_K, settings)
-        if len(candidates_K) == 1:
-            return int(allowed_K[candidates_K[0]])
-        drawn = torch.multinomial(probs_K, 1, generator=self.generator)
-        return int(allowed_K[candidates_K[drawn]])
+_MASK = (1 << 64) - 1
+_STEP, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_NP = {n: np.uint64(n) for n in (_STEP, _MIX1, _MIX2, 27, 30, 31, 41)}
 
 
-def places(allowed_K: Tensor, ids: Sequence[int]) -> list[int]:
-    """Where `ids` stand in the ascending `allowed_K`, in their order; those not there are left
-    out."""
-    if not len(allowed_K) or not ids:
-        return []
-    wanted = torch.as_tensor(list(ids))
-    at = torch.searchsorted(allowed_K, wanted).clamp_(max=len(allowed_K) - 1)
-    found: list[int] = at[allowed_K[at] == wanted].tolist()
-    return found
+@lru_cache(maxsize=256)
+def ids_of(spans: Spans) -> Ints:
+    """The ids [K] of spans, ascending; not to be written to."""
+    return np.concatenate([np.arange(a, b, dtype=np.int64) for a, b in spans] or [np.zeros(0, int)])
 
 
-def redirect(logits_V: Tensor, source: int, target: int) -> Tensor:
-    """Add the probability of id `source` to that of `target`. Returns new logits [V]."""
-    out = logits_V.clone()
-    out[target] = torch.logaddexp(logits_V[target], logits_V[source])
-    out[source] = -torch.inf
+def place_of(spans: Spans, id: int) -> int:
+    """Where an id stands among those of `spans`; -1 if it is not there."""
+    before = 0
+    for start, end in spans:
+        if start <= id < end:
+            return before + id - start
+        before += end - start
+    return -1
+
+
+def places(spans: Spans, ids: Ints) -> Ints:
+    """Where `ids` [N] stand among those of `spans`; those not there are left out."""
+    found = []
+    before = 0
+    for start, end in spans:
+        found.append(ids[(ids >= start) & (ids < end)] + (before - start))
+        before += end - start
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def guide(conditional_K: Floats, unconditional_K: Floats, guidance: float) -> Floats:
+    """Classifier-free guidance u + g * (c - u) (Ho & Salimans 2022)."""
+    out: Floats = unconditional_K + np.float32(guidance) * (conditional_K - unconditional_K)
     return out
 
 
-def penalize(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
-    """Make ids [N] that were already produced less likely by the factor `penalty` (CTRL, Keskar et
-    al. 2019). Returns new logits [V]."""
-    if not ids:
-        return logits_V
-    seen = torch.tensor(sorted(set(ids)))
-    old = logits_V[seen]
-    return logits_V.index_copy(0, seen, torch.where(old > 0, old / penalty, old * penalty))
+class Sampler:
+    """How the ids of one answer are drawn. `number` is how many have been taken, by a draw or not."""
+
+    def __init__(self, settings: Mapping[str, Sampling], seed: int, index: int = 0) -> None:
+        """`settings` by medium; `index` tells several answers to one request apart."""
+        self.settings = settings
+        self.number = 0
+        self._key = _mix(_mix(seed & _MASK) ^ (index * _STEP & _MASK))
+        self._penalized = any(s.repetition_penalty != 1.0 for s in settings.values())
+        self._seen: set[int] = set()
+        self._made = np.zeros(64, dtype=np.int64)  # the different ids produced so far
+
+    def take(self, id: int) -> None:
+        """Take note of an id of the answer; ids of the prompt are not held against repetition."""
+        self.number += 1
+        if self._penalized and id not in self._seen:
+            if len(self._seen) == len(self._made):
+                self._made = np.concatenate([self._made, np.zeros_like(self._made)])
+            self._made[len(self._seen)] = id
+            self._seen.add(id)
+
+    def choose(
+        self,
+        logits_K: Floats,
+        spans: Spans,
+        medium: str,
+        redirects: Sequence[tuple[int, int]] = (),
+        mask_K: Bools | None = None,
+    ) -> int:
+        """One of the ids of `spans`, given their logits, which may be changed in place.
+
+        `redirects` are pairs (from, to) of ids: what the model gives to `from` is meant for `to`.
+        `mask_K` says which ids may be taken at all. Where one id is left, it is taken without a
+        draw. Raises ValueError where there is none.
+        """
+        settings = self.settings[medium]
+        if mask_K is not None:
+            logits_K = np.where(mask_K, logits_K, np.float32(-np.inf))
+        if settings.repetition_penalty != 1.0 and self._seen:
+            penalize(logits_K, places(spans, self._made[: len(self._seen)]), settings)
+        for source, target in redirects:
+            redirect(logits_K, place_of(spans, source), place_of(spans, target))
+        place = self._pick(logits_K, spans, settings)
+        for start, end in spans:
+            if place < end - start:
+                return start + place
+            place -= end - start
+        raise ValueError("no id is allowed here")
+
+    def _pick(self, logits_K: Floats, spans: Spans, settings: Sampling) -> int:
+        if settings.temperature == 0.0:
+            best = int(logits_K.argmax()) if len(logits_K) else 0
+            if not len(logits_K) or logits_K[best] == -np.inf:
+                raise ValueError("no id is allowed here")
+            return best
+        places_C, weights_C = candidates(logits_K, settings)
+        if len(places_C) == 1:
+            return int(places_C[0])
+        ids_C = ids_of(spans)[places_C] if len(places_C) < len(logits_K) else ids_of(spans)
+        key = _mix((self._key + self.number * _STEP) & _MASK)
+        return int(places_C[int((race(ids_C, key) / weights_C).argmin())])
 
 
-def candidates(logits_V: Tensor, settings: Sampling) -> tuple[Tensor, Tensor]:
-    """The ids that survive, best first, and their probabilities: two tensors [K], K >= 1.
+def penalize(logits_K: Floats, places: Ints, settings: Sampling) -> None:
+    """Make ids that were already produced less likely by the penalty's factor, in place (CTRL,
+    Keskar et al. 2019). `places` [N] are where they stand, each once."""
+    if len(places):
+        penalty = np.float32(settings.repetition_penalty)
+        old = logits_K[places]
+        logits_K[places] = np.where(old > 0, old / penalty, old * penalty)
+
+
+def redirect(logits_K: Floats, source: int, target: int) -> None:
+    """Add the probability of the id at place `source` to that at `target`, in place; nothing where
+    one of them is not there (-1)."""
+    if source >= 0 and target >= 0:
+        logits_K[target] = np.logaddexp(logits_K[target], logits_K[source])
+        logits_K[source] = -np.inf
+
+
+def candidates(logits_K: Floats, settings: Sampling) -> tuple[Ints, Floats]:
+    """The places of the ids that survive, ascending, and their weights: two arrays [C], C >= 1.
 
     Cuts in the usual order: temperature, top-k, top-p (nucleus, Holtzman et al. 2020), min-p
-    (relative to the likeliest, Nguyen et al. 2024). Raises ValueError where no id is allowed.
+    (relative to the likeliest, Nguyen et al. 2024); each keeps the best so many, and of equal ones
+    the first. A weight is the probability relative to the best one's. Raises ValueError where no id
+    is allowed.
     """
-    allowed = torch.nonzero(logits_V > -torch.inf).flatten()
-    if len(allowed) == 0:
+    best = logits_K.max() if len(logits_K) else np.float32(-np.inf)
+    if best == -np.inf:
         raise ValueError("no id is allowed here")
-    keep = min(settings.top_k or len(allowed), len(allowed))
-    if settings.top_p == 1.0 and settings.min_p == 0.0 and keep == len(allowed):
-        return allowed, (logits_V[allowed].double() / settings.temperature).softmax(0)
-    # What is e^-50 times as likely as the best is never drawn: most of a vocabulary is not sorted.
-    floor = logits_V.max() - 50.0 * settings.temperature
-    allowed = torch.nonzero(logits_V >= floor).flatten()
-    allowed = allowed[best_first(logits_V[allowed])]
-    probs = (logits_V[allowed].double() / settings.temperature)[:keep].softmax(0)
-    before = probs.cumsum(0) - probs
-    # Rounding may bring the sum to 1 early; a nucleus of everything still holds everything.
-    kept = (before < settings.top_p) | (settings.top_p == 1.0)
-    kept &= probs >= settings.min_p * probs[0]
-    kept[0] = True
-    survivors = probs[kept]
-    return allowed[:keep][kept], survivors / survivors.sum()
+    # What is e^-50 times as likely as the best is never drawn.
+    within = logits_K >= best - np.float32(50.0 * settings.temperature)
+    places_C: Ints = np.flatnonzero(within)
+    scores_C = logits_K[places_C] if len(places_C) < len(logits_K) else logits_K
+    weights_C: Floats = np.exp((scores_C - best) / np.float32(settings.temperature))
+    top_k = settings.top_k if settings.top_k < len(places_C) else 0
+    if not top_k and settings.top_p == 1.0 and settings.min_p == 0.0:
+        return places_C, weights_C
+    total = 0.0
+    if not top_k and settings.top_p < 1.0:
+        # Those so unlikely that all together they miss the nucleus need no place in the order.
+        total = float(weights_C.sum(dtype=np.float64))
+        likely = weights_C >= np.float32(0.999 * (1.0 - settings.top_p) * total / len(weights_C))
+        places_C, weights_C = places_C[likely], weights_C[likely]
+    sorted_C = np.sort(weights_C)[::-1]
+    if top_k:
+        sorted_C = sorted_C[:top_k]
+    keep = len(sorted_C)
+    if settings.top_p < 1.0:
+        running_C = np.cumsum(sorted_C, dtype=np.float64)
+        total = total or float(running_C[-1])
+        # An id is kept if those before it do not yet make up the nucleus.
+        keep = 1 + int(np.searchsorted(running_C[:-1], settings.top_p * total, side="left"))
+    if settings.min_p > 0.0:
+        keep = min(keep, len(sorted_C) - int(np.searchsorted(sorted_C[::-1], settings.min_p)))
+    least = sorted_C[max(keep, 1) - 1]
+    kept = np.flatnonzero(weights_C >= least)
+    if len(kept) > max(keep, 1):  # equal ones at the edge: the first of them
+        tied = kept[weights_C[kept] == least]
+        kept = np.setdiff1d(kept, tied[len(tied) - (len(kept) - max(keep, 1)) :])
+    return places_C[kept], weights_C[kept]
 
 
-def best_first(scores_K: Tensor) -> Tensor:
-    """The order [K] that sorts finite float32 scores downwards, equal ones by their place.
+def race(ids_C: Ints, key: int) -> Floats:
+    """Exponentially distributed numbers [C], each a function of its id and of the 64-bit key.
 
-    The same as a stable descending argsort; ten times faster, since value and place are packed into
-    one integer that numpy's vectorised sort takes.
+    The hash is SplitMix64 (Steele et al. 2014); 23 bits of it are used.
     """
-    bits = (scores_K.to(torch.float32) + 0.0).numpy().view(np.int32)  # + 0.0: -0.0 equals 0.0
-    ascending = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
-    keys = (~ascending).astype(np.int64) << 32 | np.arange(len(bits), dtype=np.int64)
-    keys.sort()
-    return torch.from_numpy(keys & 0xFFFFFFFF)
+    x = ids_C.astype(np.uint64)
+    x *= _NP[_STEP]
+    x += np.uint64(key)
+    x ^= x >> _NP[30]
+    x *= _NP[_MIX1]
+    x ^= x >> _NP[27]
+    x *= _NP[_MIX2]
+    x ^= x >> _NP[31]
+    odd = ((x >> _NP[41]).astype(np.int32) << 1) + 1
+    out: Floats = -np.log(odd.astype(np.float32) * np.float32(2.0**-24))
+    return out
+
+
+def log_probabilities(logits_K: Floats, spans: Spans, id: int, most: int) -> dict[str, Any]:
+    """The log probability of `id`, and the `most` likeliest ids with theirs, among those of `spans`,
+    by the logits as they are."""
+    wide = logits_K.astype(np.float64)
+    wide -= wide.max()
+    wide -= np.log(np.exp(wide).sum())
+    ids_K = ids_of(spans)
+    count = min(most, len(wide))
+    top = np.argpartition(-wide, count - 1)[:count] if count else np.zeros(0, int)
+    top = top[np.lexsort((top, -wide[top]))]
+    at = place_of(spans, id)
+    return {
+        "id": id,
+        "logprob": float(wide[at]),
+        "top": [(int(ids_K[place]), float(wide[place])) for place in top],
+    }
+
+
+def _mix(x: int) -> int:
+    x = (x + _STEP) & _MASK
+    x = ((x ^ (x >> 30)) * _MIX1) & _MASK
+    x = ((x ^ (x >> 27)) * _MIX2) & _MASK
+    return x ^ (x >> 31)

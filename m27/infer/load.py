@@ -1,0 +1,112 @@
+"""A folder of weights to an engine: which runner, in which precision, on which device.
+
+The fast runner for the CPU is taken where it can be had, else torch. Knows files and runners; what a
+request is, it does not.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from m27 import runtime
+from m27.infer.request import RequestError
+from m27.infer.runner import Runner
+from m27.infer.scheduler import Limits
+from m27.infer.torch_runner import TorchRunner
+from m27.language.processor import Processor
+from m27.model import checkpoint
+
+if TYPE_CHECKING:
+    from m27.infer.engine import Engine
+
+Precision = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int4")
+CACHES = ("auto", "float32", "float16", "int8")
+_told: set[str] = set()
+
+
+def load_engine(
+    folder: str | Path,
+    engine: type[Engine],
+    *,
+    precision: str = "auto",
+    device: str | torch.device = "auto",
+    backend: str = "auto",
+    threads: int = 0,
+    limits: Limits | None = None,
+    cache: str = "auto",
+    **options: Any,
+) -> Engine:
+    """The engine of a checkpoint folder, packed or in the HF layout, with its codecs.
+
+    `precision`: of the weights; "auto" is int8 on the CPU runner, bfloat16 where the device computes
+    it, else float32. `backend`: "cpu" is the C++ step, "torch" the other; "auto" is "cpu" on a CPU
+    where it can be had. `threads`: 0 for all. `cache`: of keys and values. Further options go to the
+    engine. Raises RequestError for what is unknown or cannot be had, and the typed error of the room
+    whose file is missing or wrong.
+    """
+    if not Path(folder).is_dir():
+        raise RequestError(f"{folder}: no model here")
+    for name, value, known in (
+        ("precision", precision, PRECISIONS), ("backend", backend, ("auto", "cpu", "torch")),
+        ("cache", cache, CACHES),
+    ):  # fmt: skip
+        if value not in known:
+            raise RequestError(f"{name} is one of {', '.join(known)}, not {value!r}")
+    limits = limits or Limits()
+    processor = Processor.load(folder)
+    runner = load_runner(folder, precision, device, backend, threads, limits, cache)
+    return engine(runner, processor, limits, **options)
+
+
+def load_runner(
+    folder: str | Path,
+    precision: str,
+    device: str | torch.device,
+    backend: str,
+    threads: int,
+    limits: Limits,
+    cache: str,
+) -> Runner:
+    """The runner of a checkpoint folder; see `load_engine`."""
+    where = runtime.device(device) if isinstance(device, str) else device
+    if where.type == "cpu" and backend != "torch":
+        runner = _cpu_runner(folder, precision, threads, limits, cache, must=backend == "cpu")
+        if runner is not None:
+            return runner
+    elif backend == "cpu":
+        raise RequestError(f"backend 'cpu' does not run on {where}")
+    if precision in ("int8", "int4"):
+        raise RequestError(f"precision {precision} needs the CPU backend")
+    dtype = runtime.dtype(precision, where)
+    if cache == "int8":
+        raise RequestError("a cache in int8 needs the CPU backend")
+    if threads:
+        torch.set_num_threads(threads)
+    model = checkpoint.load(folder, dtype=dtype).to(where)
+    kept = None if cache == "auto" else runtime.DTYPES[cache]
+    return TorchRunner(model, limits.blocks, cache_bytes=limits.cache_bytes, cache_dtype=kept)
+
+
+def _cpu_runner(
+    folder: str | Path, precision: str, threads: int, limits: Limits, cache: str, must: bool
+) -> Runner | None:
+    """The C++ step, or None where it cannot be had; then that is said once."""
+    try:
+        from m27.infer.cpu import CpuRunner
+    except ImportError as error:
+        if must:
+            raise RequestError(f"the CPU backend cannot be had: {error}") from error
+        if "cpu" not in _told:
+            _told.add("cpu")
+            print(f"m27: the CPU backend cannot be had ({error}); torch runs", file=sys.stderr)
+        return None
+    runner: Runner = CpuRunner.load(
+        folder, precision="int8" if precision == "auto" else precision, cache=cache,
+        blocks=limits.blocks, cache_bytes=limits.cache_bytes, threads=threads,
+    )  # fmt: skip
+    return runner
