@@ -118,3 +118,12 @@ def describe(threads: int) -> dict[str, Any]:
         "memory_gb": round(memory / 1e9, 1), "system": platform.platform(terse=True),
         "python": platform.python_version(),
     }  # fmt: skip
+
+
+def faster(one: dict[str, float | None], other: dict[str, float | None]) -> dict[str, float | None]:
+    """The better of two measurements, figure by figure: something always slows a machine down."""
+    out: dict[str, float | None] = {}
+    for name in one:
+        known = [value for value in (one[name], other.get(name)) if value is not None]
+        out[name] = max(known) if known else None
+    return out

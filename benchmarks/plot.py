@@ -17,8 +17,8 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 
 def _open(width: float, height: float, title: str) -> list[str]:
     return [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
-        'font-family="system-ui, sans-serif" font-size="12">',
+        (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        'font-family="system-ui, sans-serif" font-size="12">'),
         f"<title>{escape(title)}</title>",
         f'<rect width="{width:g}" height="{height:g}" fill="white"/>',
     ]

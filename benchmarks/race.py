@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from benchmarks.peers.process import PeerFailed
+from benchmarks.peers.process import PeerFailedError
 
 Ids = list[int]
 SLOW = 0.4  # a contender that reaches less of the best one's rate than this is out of the race
@@ -21,7 +21,7 @@ class Asked(Protocol):
     """What answers; `benchmarks.peers.process.Process` does."""
 
     def ask(self, question: Mapping[str, Any], timeout: float = ...) -> dict[str, Any]:
-        """One answer. Raises PeerFailed."""
+        """One answer. Raises PeerFailedError."""
         ...
 
 
@@ -83,7 +83,7 @@ def race(
             try:
                 answer = peer.ask(ask, 600.0)
                 check(answer["ids"], len(prompts), ask["count"])
-            except PeerFailed as error:
+            except PeerFailedError as error:
                 result.failed[kind] = str(error)
                 say(f"{name}: {kind}: {error}")
                 continue
@@ -98,27 +98,36 @@ def race(
 
 
 def check(ids: Sequence[Ids], rows: int, count: int) -> None:
-    """Raises PeerFailed where not each of the rows has `count` ids: its time would not count."""
+    """Raises PeerFailedError where not each of the rows has `count` ids: its time would not count."""
     lengths = sorted({len(row) for row in ids})
     if len(ids) != rows or lengths != [count]:
-        raise PeerFailed(f"{rows} answers of {count} ids wanted; {len(ids)} came, of {lengths} ids")
+        raise PeerFailedError(f"{rows} answers of {count} ids wanted; {len(ids)} came, of {lengths} ids")
 
 
-def agreement(ids: Mapping[str, list[Ids]], truth: Mapping[str, list[Ids]]) -> dict[str, float] | None:
-    """Greedy answers against those of the reference: `equal`, the share of ids that are the same at
-    the same place, and `prefix`, the mean share of an answer before the first that differs. None
-    where no question is common to both."""
+def agreement(
+    ids: Mapping[str, list[Ids]], truth: Mapping[str, list[Ids]], stops: Sequence[int] = ()
+) -> dict[str, float] | None:
+    """Greedy answers against those of the reference, each up to the reference's first stop id.
+
+    `equal`: the share of ids that are the same at the same place; `prefix`: the mean share of an
+    answer before the first that differs. None where no question is common to both.
+    """
     pairs = [
         (mine, theirs)
         for key in ids.keys() & truth.keys()
         for mine, theirs in zip(ids[key], truth[key], strict=True)
     ]
-    if not pairs:
-        return None
     equal = total = 0
     prefixes = []
     for mine, theirs in pairs:
-        same = [a == b for a, b in zip(mine, theirs, strict=True)]
-        equal, total = equal + sum(same), total + len(same)
-        prefixes.append((same.index(False) if False in same else len(same)) / len(same))
-    return {"equal": equal / total, "prefix": statistics.mean(prefixes), "answers": len(pairs)}
+        end = next((i for i, token in enumerate(theirs) if token in stops), len(theirs))
+        same = [a == b for a, b in zip(mine[:end], theirs[:end], strict=True)]
+        if same:
+            equal, total = equal + sum(same), total + len(same)
+            prefixes.append((same.index(False) if False in same else len(same)) / len(same))
+    if not total:
+        return None
+    return {
+        "equal": equal / total, "prefix": statistics.mean(prefixes), "ids": total,
+        "answers": len(prefixes),
+    }  # fmt: skip

@@ -35,7 +35,7 @@ class Contender:
         return f"{self.family} {self.kind}"
 
     def start(self, checkpoint: Path, threads: int, logs: Path, timeout: float = 900.0) -> Process:
-        """A process that is ready. Raises PeerError or PeerFailed."""
+        """A process that is ready. Raises PeerError or PeerFailedError."""
         python, settings, environment = self.prepare(checkpoint)
         command = [str(python), "-m", f"benchmarks.peers.{self.module}"]
         settings = {"model": str(checkpoint), **settings, "threads": threads}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.worker import Floats, Ids, Timed, serve
+from benchmarks.peers.worker import Floats, Ids, Timed, die_with_parent, serve
 
 
 class LlamaServer:
@@ -37,7 +37,7 @@ class LlamaServer:
                 "-t", threads, "-tb", threads, "-b", "2048", "-ub", "512", "--threads-http", "2",
                 "--no-webui", "--no-warmup", "--cache-ram", "0", "-lv", "1",
             ],
-            stdin=subprocess.DEVNULL, stdout=sys.stderr,
+            stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=die_with_parent,
         )  # fmt: skip
         for _ in range(600):
             if self.process.poll() is not None:

@@ -6,6 +6,7 @@ wait cannot take cores from the one that is measured. Knows no engine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 
-class PeerFailed(RuntimeError):
+class PeerFailedError(RuntimeError):
     """A peer that said it cannot, that took too long or that died; the message is one line."""
 
 
 class Process:
     """Speaks the protocol of `worker.py`. `facts` is what the peer said when it was ready.
 
-    Raises PeerFailed where it does not come up within `timeout` seconds.
+    Raises PeerFailedError where it does not come up within `timeout` seconds.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Process:
         self.log = log
         try:
             ready = self._read(timeout)
-        except PeerFailed:
+        except PeerFailedError:
             self.close()
             raise
         self.facts: dict[str, Any] = ready["facts"]
@@ -54,16 +55,16 @@ class Process:
         self.pause()
 
     def ask(self, question: Mapping[str, Any], timeout: float = 300.0) -> dict[str, Any]:
-        """One answer. Raises PeerFailed; after a question that took too long the peer is ended."""
+        """One answer. Raises PeerFailedError; after a question that took too long the peer is ended."""
         if self._process.poll() is not None:
-            raise PeerFailed(f"ended with status {self._process.returncode} ({self.log})")
+            raise PeerFailedError(f"ended with status {self._process.returncode} ({self.log})")
         self._signal(signal.SIGCONT)
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
         except OSError:
-            raise PeerFailed(f"ended ({self.log})") from None
+            raise PeerFailedError(f"ended ({self.log})") from None
         answer = self._read(timeout)
         self.pause()
         return answer
@@ -74,15 +75,15 @@ class Process:
         while b"\n" not in self._waiting:
             if not select.select([stream], [], [], timeout)[0]:
                 self.close()
-                raise PeerFailed(f"gave no answer within {timeout:.0f} s ({self.log})")
+                raise PeerFailedError(f"gave no answer within {timeout:.0f} s ({self.log})")
             piece = os.read(stream.fileno(), 1 << 20)
             if not piece:
-                raise PeerFailed(f"ended with status {self._process.wait()} ({self.log})")
+                raise PeerFailedError(f"ended with status {self._process.wait()} ({self.log})")
             self._waiting += piece
         line, _, self._waiting = self._waiting.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise PeerFailed(answer["error"])
+            raise PeerFailedError(answer["error"])
         return answer
 
     def pause(self) -> None:
@@ -95,7 +96,5 @@ class Process:
         self._process.wait()
 
     def _signal(self, number: int) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass

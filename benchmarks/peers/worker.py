@@ -11,8 +11,10 @@ T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -119,8 +121,15 @@ def answer(peer: Peer, question: dict[str, Any]) -> dict[str, Any]:
     return {**timed.__dict__, "resident": resident()}
 
 
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def serve(make: Callable[[dict[str, Any]], Peer], arguments: Sequence[str] | None = None) -> None:
     """Answer until standard input ends. An error is an answer too: {"error": one line}."""
+    die_with_parent()
     settings = json.loads((arguments or sys.argv[1:])[0])
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not come between
