@@ -6,6 +6,7 @@ import ctypes
 import os
 import random
 import sys
+import threading
 
 import numpy as np
 import torch
@@ -91,6 +92,19 @@ def set_threads(count: int = 0) -> int:
         count = len(usable(0)) if usable else (os.cpu_count() or 1)
     torch.set_num_threads(count)
     return count
+
+
+def lone_thread() -> None:
+    """Let torch compute with one thread where the calling thread asks, and leave all others as they are.
+
+    torch keeps the number for each thread, and a default for threads to come, which `set_num_threads`
+    also changes: another thread puts that back.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    restore = threading.Thread(target=torch.set_num_threads, args=(before,))
+    restore.start()
+    restore.join()
 
 
 def keep_freed_memory() -> bool:

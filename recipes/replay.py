@@ -16,14 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from m27 import runtime
 from m27.codec.media import write_atomic
 from m27.data import registry
 from m27.data.progress import Progress
 from m27.data.sources.base import Document, Side
-from m27.infer.batch import Ranges, generate_batch
+from m27.infer.engine import Engine
+from m27.infer.request import Request
+from m27.infer.scheduler import Limits
+from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
 from recipes import base
 
@@ -87,27 +89,20 @@ def write(path: Path, count: int = COUNT) -> None:
     decoder = base.text_decoder(gguf).to(runtime.dtype("auto", torch.device("cpu"))).eval()
     processor = Processor.load(base.WEIGHTS)
     asked = questions(count, SEED)
-    prompts = [processor.encode([{"role": "user", "content": q}], generate=True).ids for q in asked]
-    generator = torch.Generator().manual_seed(SEED)
-
-    def choose(logits_V: Tensor, ids: list[int]) -> int:
-        top, at = logits_V.topk(50)
-        probability = (top / 0.8).softmax(-1)
-        return int(at[torch.multinomial(probability, 1, generator=generator)])
-
-    end = processor.vocabulary.turn_end
-    words = [(end, end + 1), *processor.vocabulary.text_spans]
+    requests = [
+        Request(
+            [{"role": "user", "content": question}], modalities=("text",), max_tokens=LONGEST,
+            temperature=0.8, top_k=50, top_p=1.0, repetition_penalty=1.0, seed=SEED + number,
+        )
+        for number, question in enumerate(asked)
+    ]  # fmt: skip
+    engine = Engine(TorchRunner(decoder), processor, Limits(sequences=BATCH))
     with Progress("replay", count, "answers") as bar:
-        answers = generate_batch(
-            decoder, prompts, stop_ids=[end], max_tokens=LONGEST,
-            constraints=[Ranges(words) for _ in prompts], choose=choose, batch=BATCH,
-            progress=bar.add,
-        )  # fmt: skip
+        answers = engine.answer(requests, bar.add)
     lines = []
-    for question, ids in zip(asked, answers, strict=True):
-        parts = processor.decode([i for i in ids if i != end])
-        text = "".join(str(part["text"]) for part in parts).strip()
-        if ids[-1] != end:  # cut at the limit: end at the last whole sentence
+    for question, answer in zip(asked, answers, strict=True):
+        text = answer.text.strip()
+        if answer.usage.finish_reason == "length":  # cut: end at the last whole sentence
             text = text[: max(text.rfind(mark) for mark in ".!?\n") + 1]
         if text:
             lines.append(json.dumps({"question": question, "answer": text}))

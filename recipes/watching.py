@@ -20,12 +20,10 @@ from torch import Tensor
 
 from m27.codec.media import png_bytes, wav_bytes
 from m27.data import catalogue
-from m27.infer.batch import generate_batch
-from m27.infer.request import DEFAULTS
-from m27.infer.sampler import Sampler
-from m27.language.grammar import Grammar
+from m27.infer.engine import Engine
+from m27.infer.request import Request
+from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
-from m27.language.stream import DecodeError
 from m27.model import checkpoint
 from m27.model.packed import save_packed
 from m27.train.watch import Sample
@@ -93,7 +91,10 @@ class Sampling:
         folder.mkdir(parents=True, exist_ok=True)
         for path in out.iterdir():
             link = folder / path.name
-            if path.name not in ("trained.safetensors", "m27.json", "config.json") and not link.exists():
+            if (
+                path.name not in ("trained.safetensors", "m27.json", "config.json")
+                and not link.exists()
+            ):
                 link.symlink_to(path.resolve())
         self.processor = Processor.load(out)
         self.prompts = prompts()
@@ -106,31 +107,21 @@ class Sampling:
     def _answers(self, trained: Mapping[str, Tensor]) -> list[Sample]:
         save_packed(self.folder, trained=trained, **self.save)
         model = checkpoint.load(self.folder, dtype=torch.float32).eval()
-        grammars, choices, asked = [], [], []
-        for prompt in self.prompts:
-            ids = self.processor.encode(prompt.messages, generate=True).ids
-            grammar = Grammar(
-                self.processor.vocabulary, modalities=prompt.modalities, max_images=1, max_sounds=1,
-                max_audio_codes=80, max_text=prompt.max_text,
-            )  # fmt: skip
-            grammar.budget(_LONGEST)
-            grammars.append(grammar)
-            choices.append(Sampler(DEFAULTS, grammar, SEED, start=len(ids)))
-            asked.append(ids)
-        answers = generate_batch(
-            model, asked, stop_ids=[self.processor.vocabulary.turn_end], max_tokens=_LONGEST,
-            constraints=grammars, choose=choices, batch=len(asked),
+        engine = Engine(TorchRunner(model, blocks=256), self.processor)
+        responses = engine.answer(
+            [
+                Request(
+                    prompt.messages, modalities=prompt.modalities, max_images=1, max_sounds=1,
+                    max_audio_codes=80, max_text=prompt.max_text, max_tokens=_LONGEST,
+                    guidance=1.0, seed=SEED,
+                )
+                for prompt in self.prompts
+            ]
         )  # fmt: skip
         return [
-            Sample(prompt.asked, [*_shown(prompt, self.processor), *self._parts(ids)])
-            for prompt, ids in zip(self.prompts, answers, strict=True)
+            Sample(prompt.asked, [*_shown(prompt, self.processor), *map(_part, response.content)])
+            for prompt, response in zip(self.prompts, responses, strict=True)
         ]
-
-    def _parts(self, ids: list[int]) -> list[tuple[Any, str]]:
-        try:
-            return [_part(part) for part in self.processor.decode(ids)]
-        except DecodeError as error:
-            return [("text", f"not a valid answer: {error}")]
 
 
 def _shown(prompt: Prompt, processor: Processor) -> list[tuple[Any, str]]:
@@ -148,5 +139,3 @@ def _part(part: Mapping[str, Any]) -> tuple[Any, str]:
         data = base64.b64encode(wav_bytes(part["audio"])).decode()
         return "audio", f"data:audio/wav;base64,{data}"
     return "text", str(part.get("text", "(codes without a codec)"))
-
-

@@ -6,12 +6,17 @@ the codecs whose codes are plain to see: a picture's code is its brightness, a s
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from m27.infer.engine import Engine
+from m27.infer.naive import NaiveEngine
+from m27.infer.scheduler import Limits
+from m27.infer.torch_runner import TorchRunner
 from m27.language.bytelevel import byte_characters
 from m27.language.processor import Processor
 from m27.language.vocabulary import BASE_CONTROL, Vocabulary, build_tokenizer, save_tokenizer
@@ -91,6 +96,16 @@ def decoder(seed: int = 0) -> Decoder:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     return model
+
+
+def engine(blocks: int = 2000, seed: int = 0, **limits: Any) -> Engine:
+    """The tiny model behind the torch runner, with a cache of `blocks` and the given limits."""
+    return Engine(TorchRunner(decoder(seed), blocks), processor(), Limits(**limits))
+
+
+def naive(seed: int = 0) -> NaiveEngine:
+    """The oracle over the same model."""
+    return NaiveEngine(decoder(seed), processor())
 
 
 def write_model(folder: Path, seed: int = 0) -> Vocabulary:

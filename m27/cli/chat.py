@@ -14,6 +14,7 @@ from m27.cli.console import (
     InputError,
     ModelOption,
     Outputs,
+    PrecisionOption,
     busy,
     check_model,
     describe,
@@ -50,6 +51,7 @@ def chat(
     letterbox: Annotated[
         bool, typer.Option(help="Show pictures whole, padded with white; else their middle square.")
     ] = False,
+    precision: PrecisionOption = "auto",
     json_output: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
@@ -75,7 +77,7 @@ def chat(
     parts += [read_part("audio", p) for p in audio or []]
     check_model(model)
     outputs = Outputs(out)
-    engine = load(model)
+    engine = load(model, precision)
     if prompt is None:
         Conversation(engine, request, outputs, letterbox, pending=parts).run()
         return
@@ -93,12 +95,12 @@ def chat(
     print(json.dumps(result))
 
 
-def load(folder: Path) -> "Engine":
+def load(folder: Path, precision: str = "auto") -> "Engine":
     """The engine of a model folder, with a sign of life while it loads."""
     with busy("loading the weights"):
         from m27.infer.engine import Engine
 
-        return Engine.load(folder)
+        return Engine.load(folder, precision=precision)
 
 
 def read_part(kind: str, path: Path, letterbox: bool = False) -> dict[str, Any]:

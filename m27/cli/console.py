@@ -45,6 +45,11 @@ ModelOption = Annotated[
 ]
 
 
+PrecisionOption = Annotated[
+    str, typer.Option(help="Of the weights: auto, float32, bfloat16, int8 or int4.")
+]
+
+
 @contextmanager
 def standard_input() -> Iterator[TextIO]:
     """Standard input, read as UTF-8 whatever the locale; `InputError` where it is not."""

@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from m27.cli.console import CHECKOUT, InputError, check_model, default_model
+from m27.cli.console import (
+    CHECKOUT,
+    InputError,
+    PrecisionOption,
+    check_model,
+    default_model,
+)
 
 
 def evaluate(
@@ -16,6 +22,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Which samples, and what is drawn.")] = 0,
     batch: Annotated[int, typer.Option(help="Questions answered together.")] = 32,
     jobs: Annotated[int, typer.Option(help="Tasks measured at once, a thread each.")] = 1,
+    precision: PrecisionOption = "auto",
     resume: Annotated[bool, typer.Option(help="Keep the rows that the folder has.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the rows and answers.")] = Path("out/eval"),
 ) -> None:
@@ -34,7 +41,7 @@ def evaluate(
 
     rows = run(
         folder, only=task or (), samples=samples, validity=validity, seed=seed, batch=batch,
-        jobs=jobs, resume=resume, out=out,
+        jobs=jobs, resume=resume, out=out, precision=precision,
     )  # fmt: skip
     if failed := [row for row in rows if row.note.startswith(FAILED)]:
         raise InputError(f"{failed[0].task} {failed[0].note} ({len(failed)} of {len(rows)} tasks)")

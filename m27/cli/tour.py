@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from m27.cli.chat import load, read_part
-from m27.cli.console import CHECKOUT, ModelOption, Outputs, check_model
+from m27.cli.console import CHECKOUT, ModelOption, Outputs, PrecisionOption, check_model
 from m27.cli.page import Card, write_page
 from m27.cli.show import show
 
@@ -87,12 +87,13 @@ def tour(
     out: Annotated[Path, typer.Option(help="Folder of the page.")] = Path("out/tour"),
     samples: Annotated[Path, typer.Option(help="Folder of the sample inputs.")] = SAMPLES,
     seed: Annotated[int, typer.Option(help="Another seed, other pictures and sounds.")] = 27,
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Show what the model does: fifteen exchanges, printed as they happen and kept as a page."""
     given = [read_sample(stop, samples) for stop in STOPS]
     check_model(model)
     started = time.perf_counter()
-    engine = load(model)
+    engine = load(model, precision)
     from m27.infer.request import Request
 
     page = out / "index.html"

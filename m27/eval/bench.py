@@ -13,26 +13,22 @@ from typing import Any, Protocol
 
 from m27.data.progress import Progress
 from m27.eval.report import Origin, Row
-from m27.infer.batch import generate_batch
 from m27.infer.engine import Engine
-from m27.infer.many import answer_batch
 from m27.infer.request import Request, Response
-from m27.language.grammar import Grammar
 
 Messages = list[dict[str, Any]]
 
 
 @dataclass
 class Bench:
-    """An engine with the settings of a run: how many samples a task, the seed, rows at a time, and
-    the folder for what a task wants to show."""
+    """An engine with the settings of a run: how many samples a task, the seed, and the folder for
+    what a task wants to show. How many are answered together is the engine's own setting."""
 
     engine: Engine
     folder: Path
     origin: Origin
     samples: int = 500
     validity: int = 500
-    batch: int = 32
     out: Path = Path("out/eval")
 
     @property
@@ -44,25 +40,14 @@ class Bench:
         self, conversations: Sequence[Messages], max_tokens: int, label: str = "answering"
     ) -> list[str]:
         """The model's greedy text answer to each conversation, cut at `max_tokens`."""
-        processor = self.engine.processor
-        vocabulary = processor.vocabulary
-        with Progress(f"{label}: reading", len(conversations)) as bar:
-            prompts = []
-            for messages in conversations:
-                prompts.append(processor.encode(messages, generate=True).ids)
-                bar.add(1)
-        with Progress(f"{label}: answering", len(conversations)) as bar:
-            rows = generate_batch(
-                self.engine.model,
-                prompts,
-                stop_ids={vocabulary.turn_end},
-                max_tokens=max_tokens,
-                constraints=[Grammar(vocabulary, modalities=("text",)) for _ in prompts],
-                batch=self.batch,
-                progress=bar.add,
+        requests = [
+            Request(
+                messages, modalities=("text",), max_tokens=max_tokens + 1, temperature=0.0,
+                repetition_penalty=1.0, seed=0,
             )
-        decoded = [processor.decode(ids) for ids in rows]
-        return ["".join(part["text"] for part in parts).strip() for parts in decoded]
+            for messages in conversations
+        ]  # fmt: skip
+        return [response.text.strip() for response in self.generate(requests, label)]
 
     def generate(self, requests: Sequence[Request], label: str = "making") -> list[Response]:
         """The model's answers to whole requests, media and all, in their order.
@@ -70,7 +55,7 @@ class Bench:
         Give each its seed, made from the run's, so that the same run gives the same answers.
         """
         with Progress(label, len(requests)) as bar:
-            return answer_batch(self.engine, requests, self.batch, bar.add)
+            return self.engine.answer(requests, bar.add)
 
 
 Records = list[dict[str, Any]]  # one a sample: id, answer, prediction, right …

@@ -25,6 +25,7 @@ from m27.eval.bench import Bench, Records, Task
 from m27.eval.report import Origin, Row, commit, table, weights_revision, write_jsonl
 from m27.eval.tasks import TASKS
 from m27.infer.engine import Engine
+from m27.infer.scheduler import Limits
 
 FAILED = "failed: "
 
@@ -51,10 +52,12 @@ class _Setting:
     validity: int
     batch: int
     out: Path
+    precision: str = "auto"
 
-    def bench(self) -> Bench:
-        engine = Engine.load(self.folder)
-        return Bench(engine, *(getattr(self, name) for name in self.__dataclass_fields__))
+    def bench(self, threads: int = 0) -> Bench:
+        limits = Limits(sequences=self.batch)
+        engine = Engine.load(self.folder, precision=self.precision, threads=threads, limits=limits)
+        return Bench(engine, self.folder, self.origin, self.samples, self.validity, self.out)
 
 
 def evaluate(
@@ -68,13 +71,14 @@ def evaluate(
     jobs: int = 1,
     resume: bool = False,
     out: str | Path = "out/eval",
+    precision: str = "auto",
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Run tasks on the weights in `folder`; the rows come back, and are in `out` as JSON lines.
 
     `samples` a task, `validity` random prompts for the structure task, `batch` rows at a time in
-    each of `jobs` processes; `say` is told the table at the end, and a line a task on standard
-    error as it is done. A task that fails has a row whose note begins with `FAILED`, and the others
+    each of `jobs` processes, in the `precision` of `Engine.load`; `say` is told the table at the
+    end, and a line a task on standard error as it is done. A task that fails has a row whose note begins with `FAILED`, and the others
     go on. With `resume`, rows in `out` of the same origin and settings are kept, failed ones not.
     Raises EvalError for an unknown task or numbers below 1.
     """
@@ -85,7 +89,7 @@ def evaluate(
             raise EvalError(f"{label} must be at least 1, not {value}")
     folder, out = Path(folder), Path(out)
     origin = Origin(seed=seed, commit=commit(), weights=weights_revision(folder))
-    setting = _Setting(folder, origin, samples, validity, batch, out)
+    setting = _Setting(folder, origin, samples, validity, batch, out, precision)
     rows, records = _kept(setting) if resume else ({}, {})
     todo = [task.name for task in tasks if task.name not in rows]
     _write_settings(setting)
@@ -122,7 +126,7 @@ _bench: Bench | None = None  # of this process; a worker has one engine for all 
 def _begin(setting: _Setting) -> None:
     global _bench
     torch.set_num_threads(1)
-    _bench = setting.bench()
+    _bench = setting.bench(threads=1)
 
 
 def _measure(name: str) -> tuple[Row, Records]:
@@ -153,7 +157,8 @@ def _write_settings(setting: _Setting) -> None:
 
 def _settings(setting: _Setting) -> dict[str, Any]:
     return {
-        **asdict(setting.origin), "samples": setting.samples, "validity": setting.validity
+        **asdict(setting.origin), "samples": setting.samples, "validity": setting.validity,
+        "precision": setting.precision,
     }  # fmt: skip
 
 

@@ -45,7 +45,9 @@ class Blocks:
         self._names: list[Name | None] = [None] * count
         self._places: dict[Name, int] = {}
         self._blank = list(range(count - 1, -1, -1))  # free and nameless, the last one goes first
-        self._kept: OrderedDict[int, None] = OrderedDict()  # free and named, the first one goes first
+        self._kept: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # free and named, the first one goes first
 
     @property
     def free(self) -> int:

@@ -107,7 +107,9 @@ class Engine:
             raise RequestError(f"no adapter is called {request.adapter!r}")
         turn = prepare(self.processor, request, config.max_len, self._make_rules)
         if limits.prompt_tokens is not None and len(turn.prompt) > limits.prompt_tokens:
-            why = f"the prompt is {len(turn.prompt)} tokens long; {limits.prompt_tokens} is the most"
+            why = (
+                f"the prompt is {len(turn.prompt)} tokens long; {limits.prompt_tokens} is the most"
+            )
             raise Refused(why, "limit")
         total = len(turn.prompt) + turn.max_tokens
         if limits.total_tokens is not None and total > limits.total_tokens:

@@ -41,7 +41,7 @@ class NaiveEngine:
         with torch.no_grad():
             for matrix, (a, b) in adapter.matrices.items():
                 weight = model.get_parameter(f"{matrix}.weight")
-                weight += torch.from_numpy(np.asarray(b) @ np.asarray(a)).to(weight)
+                weight.add_(torch.from_numpy(np.asarray(b) @ np.asarray(a)).to(weight))
         self._adapted[name] = model
 
     def stream(self, request: Request) -> Iterator[Event]:

@@ -15,7 +15,7 @@ class RequestError(ValueError):
     """A request that cannot be served; the message is one line that says why."""
 
 
-class Refused(RequestError):
+class Refused(RequestError):  # noqa: N818 - it is an answer, and so called everywhere
     """A request that limits keep out. `reason`: "queue" (too many wait; try again in `retry_after`
     seconds), "cache" (it would not fit the cache alone) or "limit" (it is longer than allowed)."""
 
@@ -128,7 +128,9 @@ class Request:
         if isinstance(self.schema, str) and self.schema != "json":
             raise RequestError(f"schema is a JSON schema or 'json', not {self.schema!r}")
         if self.schema is not None and self.modalities != ("text",):
-            raise RequestError("an answer with a schema is text alone: modalities must be ('text',)")
+            raise RequestError(
+                "an answer with a schema is text alone: modalities must be ('text',)"
+            )
         given = {
             name: value
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

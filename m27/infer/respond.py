@@ -38,13 +38,9 @@ def collect(events: Iterable[Event]) -> Response:
     if not ended or ended.keys() != content.keys():
         raise ValueError("the stream of events ended without 'done'")
     made = [
-        Response(
-            content[index], done["usage"], done["seconds"], done["ids"], scored.get(index, ())
-        )
+        Response(content[index], done["usage"], done["seconds"], done["ids"], scored.get(index, ()))
         for index, done in sorted(ended.items())
     ]
     first = made[0]
     others = tuple(made[1:])
-    return Response(
-        first.content, first.usage, first.seconds, first.ids, first.logprobs, others
-    )
+    return Response(first.content, first.usage, first.seconds, first.ids, first.logprobs, others)

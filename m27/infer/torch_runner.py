@@ -76,8 +76,8 @@ class TorchRunner:
         dtype = cache_dtype or weight.dtype
         self.block_size = block_size
         self.blocks = blocks or max(1, cache_bytes // block_bytes(model, block_size, dtype))
-        attention = model.model.layers[0].self_attn
-        heads = attention.k_proj.weight.shape[0] // self.config.head_dim  # of this rank
+        inner = model.get_parameter("model.layers.0.self_attn.k_proj.weight").shape[0]
+        heads = inner // self.config.head_dim  # of this rank
         # One slot more: where what pads a step is written.
         shape = (self.config.n_layers, self.blocks * block_size + 1, heads, self.config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=self.device)
@@ -119,8 +119,8 @@ class TorchRunner:
                 raise RunnerError(f"there is no adapter {number}")
             tokens = np.flatnonzero(np.repeat(batch.adapters == number, counts))
             adapted.append((self._adapters[number], self._put(tokens)))
-        arrays = (batch.ids, batch.positions, batch.slots)
-        return Step(*(self._put(array) for array in arrays), readings, adapted)
+        ids, positions, slots = map(self._put, (batch.ids, batch.positions, batch.slots))
+        return Step(ids, positions, slots, readings, adapted)
 
     def _put(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(self.device, non_blocking=True)
@@ -150,7 +150,9 @@ class TorchRunner:
         if length == end - start:
             return Reading(slice(start, end), slots_SL, None, causal=True)
         seen = np.arange(length) <= batch.positions[start:end, None]
-        return Reading(slice(start, end), slots_SL, torch.from_numpy(seen[None, None]).to(self.device))
+        return Reading(
+            slice(start, end), slots_SL, torch.from_numpy(seen[None, None]).to(self.device)
+        )
 
     def hidden(self, step: Step) -> Tensor:
         """The final norm's states [T, D] of a step; keys and values are written."""

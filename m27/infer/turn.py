@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from m27.infer.request import Event, Request, RequestError, Usage
-from m27.infer.stops import Stops
 from m27.infer.sampler import Floats, Sampler, Spans, log_probabilities, place_of
+from m27.infer.stops import Stops
 from m27.language.grammar import Grammar
 from m27.language.processor import Processor
 

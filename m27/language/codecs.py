@@ -124,13 +124,18 @@ class Codecs:
 
     def decode_image(self, codes_hw: Codes) -> Pixels | None:
         """Codes [h, w] → uint8 [H, W, 3], or None where there is no image codec."""
+        pictures = self.decode_images(codes_hw[None])
+        return None if pictures is None else pictures[0]
+
+    def decode_images(self, codes_Bhw: Codes) -> Pixels | None:
+        """Codes [B, h, w] → uint8 [B, H, W, 3] in one call, or None where there is no image codec."""
         codec = self.image
         if codec is None:
             return None
         with torch.inference_mode():
-            pixels_3HW = codec.decode(torch.from_numpy(codes_hw)[None].to(_device(codec)))[0]
-            rgb_HW3 = pixels_3HW.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0)
-            return np.ascontiguousarray(rgb_HW3.cpu().numpy())
+            pixels_B3HW = codec.decode(torch.from_numpy(codes_Bhw).to(_device(codec)))
+            rgb_BHW3 = pixels_B3HW.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
+            return np.ascontiguousarray(rgb_BHW3.cpu().numpy())
 
     def encode_audio(self, samples_T: Samples) -> Codes:
         """float32 [T] at 16 kHz → codes [N]. Raises CodecsError without a codec."""

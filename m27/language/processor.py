@@ -86,6 +86,16 @@ class Processor:
         return cls(tokenizer, vocabulary, folder=folder)
 
     @property
+    def codecs(self) -> Codecs:
+        """Codes ↔ arrays, for whoever decodes on its own."""
+        return self._codecs
+
+    @property
+    def spelling(self) -> Sequence[bytes]:
+        """The bytes of each text id; a control id's are its name's."""
+        return self._spelling
+
+    @property
     def image_codec(self) -> ImageCodec | None:
         """The image codec, loaded on first use; None where there is none."""
         return self._codecs.image
@@ -174,9 +184,15 @@ class Processor:
 
     # Ids → parts
 
-    def stream(self) -> StreamDecoder:
-        """A decoder for the ids of one answer as they arrive, from after `assistant\\n`."""
-        return StreamDecoder(self.vocabulary, self._spelling, self._codecs)
+    def stream(self, decode: bool = True) -> StreamDecoder:
+        """A decoder for the ids of one answer as they arrive, from after `assistant\\n`.
+
+        With `decode` off no codec runs: pictures and sounds are given as codes alone.
+        """
+        codecs = self._codecs
+        if not decode:
+            codecs = Codecs((self.vocabulary.image_size, self.vocabulary.audio_size))
+        return StreamDecoder(self.vocabulary, self._spelling, codecs)
 
     def decode(self, ids: Iterable[int]) -> list[Part]:
         """The parts of one answer: ids from after `assistant\\n`, with or without `<|im_end|>`.

@@ -59,6 +59,11 @@ class StreamDecoder:
         """Whether `<|im_end|>` has been pushed."""
         return self._state == "done"
 
+    def code(self, token: int) -> int | None:
+        """The code that an id would be here, inside a picture or a sound; None for any other id."""
+        codes = {"image": self._vocabulary.image, "audio": self._vocabulary.audio}.get(self._state)
+        return token - codes.start if codes is not None and token in codes else None
+
     def push(self, token: int) -> list[Event]:
         """The events that one more id brings about. Raises DecodeError."""
         events = getattr(self, f"_in_{self._state}")(token)

@@ -76,14 +76,11 @@ def save(
     for name, shard in zip(names, shards, strict=True):
         narrow = {key: tensor.to(dtype) for key, tensor in shard.items()}
         write_tensors(directory / name, narrow, {"format": "pt"})
-    if len(shards) > 1:
-        total = sum(t.numel() for shard in shards for t in shard.values()) * dtype.itemsize
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        write_json(
-            directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
-        )
-    else:
-        (directory / _INDEX).unlink(missing_ok=True)
+    # One file gets an index too: vLLM reads every safetensors file of a folder that has none, and
+    # the codecs lie beside the weights.
+    total = sum(t.numel() for shard in shards for t in shard.values()) * dtype.itemsize
+    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(directory / "config.json", model.config.to_hf() | {"torch_dtype": _DTYPES[dtype]})
 
 
@@ -248,4 +245,6 @@ def _files(directory: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:
             raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory}: no {name} (pickled weights are not read)")
     return [directory / name for name in names]

@@ -33,6 +33,9 @@ def test_plain_transformers_opens_the_export_and_chats(run, model: Path, tmp_pat
 def test_the_export_is_a_model_for_our_own_commands_too(run) -> None:
     assert run("export", "--out", "hf").status == 0
     assert json.loads(Path("hf/config.json").read_text())["torch_dtype"] == "bfloat16"
+    # The index tells vLLM which safetensors files are the decoder's; the codecs' are not.
+    index = json.loads(Path("hf/model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {"model.safetensors"}
     done = run("chat", "hi", "--model", "hf", "--json", "--modalities", "image,text")
     assert done.status == 0
 

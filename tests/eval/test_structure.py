@@ -6,7 +6,6 @@ from m27.eval.bench import Bench
 from m27.eval.report import Origin
 from m27.eval.tasks.language import Capital
 from m27.eval.tasks.structure import Structure, cases, faults
-from m27.infer.engine import Engine
 from tests import tiny
 
 V = tiny.VOCABULARY
@@ -63,8 +62,8 @@ def test_cases_cover_every_set_of_modalities_and_forced_plans():
 
 @pytest.fixture
 def bench():
-    engine = Engine(tiny.decoder(), tiny.processor())
-    return Bench(engine, None, Origin(0, "c", "w"), samples=4, validity=70, batch=10)
+    engine = tiny.engine(sequences=10)
+    return Bench(engine, None, Origin(0, "c", "w"), samples=4, validity=70)
 
 
 def test_random_weights_give_valid_outputs(bench):
@@ -77,7 +76,7 @@ def test_random_weights_give_valid_outputs(bench):
 def test_answers_are_text_and_the_same_alone_or_together(bench):
     talks = [[{"role": "user", "content": text}] for text in ("a", "long words here", "?!")]
     together = bench.answers(talks, 6)
-    bench.batch = 1
+    bench.engine = tiny.engine(sequences=1)
     assert bench.answers(talks, 6) == together
     row, (record,) = Capital().run(bench)
     assert row.score == 0.0

@@ -7,7 +7,6 @@ import pytest
 
 from m27.codec import media
 from m27.data.sources.base import Item
-from m27.infer.engine import Engine
 from recipes import samples
 from recipes.samples import Inputs, SamplesRecipe
 from tests import tiny
@@ -15,7 +14,7 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def engine():
-    return Engine(tiny.decoder(), tiny.processor())
+    return tiny.engine()
 
 
 def given() -> Inputs:

@@ -23,7 +23,8 @@ from m27.eval.report import Row, bars
 from m27.eval.score import bootstrap_ratio, named, perplexity, wilson
 from m27.eval.tasks.sample import Sample, data_hash, rank
 from m27.infer.base import load_base
-from m27.infer.batch import log_likelihoods
+from m27.infer.likelihood import log_likelihoods
+from m27.infer.torch_runner import TorchRunner
 
 LENGTH = 512  # tokens a passage
 PASSAGES = 24
@@ -50,13 +51,13 @@ class Perplexity:
         ids = [tokens for _, tokens in rows]
         text = bench.engine.processor.vocabulary.text_size
         with Progress(f"{self.name}: two models", 3) as bar:
-            after = [x.double().numpy() for x in log_likelihoods(bench.engine.model, ids)]
+            engine = bench.engine
+            after = log_likelihoods(engine.runner, ids, engine.blocks)
             bar.add(1)
-            among = [
-                x.double().numpy() for x in log_likelihoods(bench.engine.model, ids, size=text)
-            ]
+            among = log_likelihoods(engine.runner, ids, engine.blocks, size=text)
             bar.add(1)
-            before = [x.double().numpy() for x in log_likelihoods(load_base(bench.folder), ids)]
+            base = TorchRunner(load_base(bench.folder), blocks=LENGTH // 16)
+            before = log_likelihoods(base, ids)
             bar.add(1)
         ratio = perplexity(after) / perplexity(before)
         low, high = bootstrap_ratio(before, after, bench.seed)

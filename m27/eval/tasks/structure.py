@@ -10,18 +10,16 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from m27.data.progress import Progress
 from m27.eval.bench import Bench, Messages, Records
 from m27.eval.report import Row
 from m27.eval.score import wilson
-from m27.infer.batch import generate_batch
+from m27.infer.request import Request
 from m27.language.grammar import Grammar
 from m27.language.vocabulary import Vocabulary
 
@@ -52,7 +50,7 @@ def cases(n: int, seed: int, vocabulary: Vocabulary) -> list[Case]:
         draw = random.Random(f"m27-structure:{seed}:{number}")
         modalities = subsets[number % len(subsets)]
         settings: dict[str, Any] = {
-            "modalities": modalities,
+            "modalities": tuple(modalities),
             "max_images": draw.choice([1, 2, 8]),
             "max_sounds": draw.choice([1, 4]),
             "image_grid": draw.choice([(8, 8), (8, 8), (4, 6), (1, 1), None]),
@@ -62,7 +60,7 @@ def cases(n: int, seed: int, vocabulary: Vocabulary) -> list[Case]:
             plan = [draw.choice(modalities) for _ in range(draw.randint(1, 4))]
             few_images = plan.count("image") <= settings["max_images"]
             if few_images and plan.count("audio") <= settings["max_sounds"]:
-                settings["plan"] = plan
+                settings["plan"] = tuple(plan)
         messages = [{"role": "user", "content": content(draw, vocabulary)}]
         budget = draw.randint(8, 120)
         made.append(Case(f"structure/{seed}/{number}", messages, settings, budget))
@@ -76,10 +74,10 @@ def content(draw: random.Random, vocabulary: Vocabulary) -> list[dict[str, Any]]
     ]
     if draw.random() < 0.2:
         rows = [[draw.randrange(vocabulary.image_size) for _ in range(3)] for _ in range(2)]
-        parts.append({"type": "image", "codes": torch.tensor(rows).numpy()})
+        parts.append({"type": "image", "codes": np.array(rows)})
     if draw.random() < 0.2:
         codes = [draw.randrange(vocabulary.audio_size) for _ in range(9)]
-        parts.insert(0, {"type": "audio", "codes": torch.tensor(codes).numpy()})
+        parts.insert(0, {"type": "audio", "codes": np.array(codes)})
     return parts
 
 
@@ -140,18 +138,6 @@ def faults(ids: Sequence[int], vocabulary: Vocabulary, settings: dict[str, Any])
     return wrong
 
 
-def sampler(seed: int) -> Callable[[Tensor, list[int]], int]:
-    """A draw at temperature 1 from everything allowed, each row with its own generator."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def choose(logits_V: Tensor, ids: list[int]) -> int:
-        allowed = torch.nonzero(logits_V > -torch.inf).flatten()
-        probs = logits_V[allowed].double().softmax(0).cpu()
-        return int(allowed[torch.multinomial(probs, 1, generator=generator)])
-
-    return choose
-
-
 class Structure:
     """The share of valid outputs; the bar is all of them."""
 
@@ -162,24 +148,16 @@ class Structure:
         processor = bench.engine.processor
         vocabulary = processor.vocabulary
         made = cases(bench.validity, bench.seed, vocabulary)
-        prompts = [processor.encode(case.messages, generate=True).ids for case in made]
-        grammars, budgets = [], [1]
-        for case in made:
-            grammar = Grammar(vocabulary, **case.settings)
-            budgets.append(max(case.max_tokens, grammar.needed()))  # a plan may take more
-            grammar.budget(budgets[-1])
-            grammars.append(grammar)
-        with Progress(self.name, len(made)) as bar:
-            answers = generate_batch(
-                bench.engine.model,
-                prompts,
-                stop_ids={vocabulary.turn_end},
-                max_tokens=max(budgets),
-                constraints=grammars,
-                choose=[sampler(bench.seed * 1_000_003 + i) for i in range(len(made))],
-                batch=bench.batch,
-                progress=bar.add,
+        requests = [
+            Request(
+                case.messages, **case.settings, guidance=1.0, temperature=1.0, top_p=1.0,
+                repetition_penalty=1.0, seed=bench.seed * 1_000_003 + number,
+                # A plan may take more.
+                max_tokens=max(case.max_tokens, Grammar(vocabulary, **case.settings).needed()),
             )
+            for number, case in enumerate(made)
+        ]  # fmt: skip
+        answers = [list(response.ids) for response in bench.generate(requests, self.name)]
         records: Records = []
         for case, ids in zip(made, answers, strict=True):
             wrong = faults(ids, vocabulary, case.settings)
