@@ -1,8 +1,7 @@
 """Our engine, asked as a user asks it: whole requests in, events out, grammar and sampler included.
 
-Two things differ from a user's call. The end of the turn is put off until the last id, as it is for
-every peer ("ignore_eos"); and what was computed for an earlier prompt is not found again, since no
-peer is allowed that here either.
+The end of the turn is put off until the last id, as it is for every peer ("ignore_eos"), and what was
+computed for an earlier prompt is not found again, since no peer is allowed that here either.
 """
 
 from __future__ import annotations
@@ -14,29 +13,19 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-import m27.infer.turn
 from benchmarks.peers.worker import Floats, Ids, Timed, serve
 from m27.infer.engine import Engine
 from m27.infer.request import Request
 from m27.infer.runner import Batch, Wanted
 from m27.infer.scheduler import Limits
-from m27.language.grammar import Grammar
 
 BEFORE, AFTER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-
-
-class Endless(Grammar):
-    """A grammar whose text ends with its budget, not before."""
-
-    def _may_stop(self) -> bool:
-        return self._left is not None and self._left <= 1
 
 
 class Ours:
     """Settings: `model`, `threads`, and what `Engine.load` takes (`precision`, `cache`, …)."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        m27.infer.turn.Grammar = Endless  # type: ignore[misc]
         options = {k: v for k, v in settings.items() if k not in ("model", "limits")}
         limits = Limits(reuse=False, **settings.get("limits", {}))
         self.tokenizer = Tokenizer.from_file(f"{settings['model']}/tokenizer.json")
@@ -55,7 +44,7 @@ class Ours:
         content = text.removeprefix(BEFORE).removesuffix(AFTER)
         return Request(
             messages=[{"role": "user", "content": content}], modalities=("text",),
-            max_tokens=count + 1, temperature=0.0, repetition_penalty=1.0, seed=0,
+            max_tokens=count + 1, min_text=count, temperature=0.0, repetition_penalty=1.0, seed=0,
         )  # fmt: skip
 
     def generate(self, prompt: Ids, count: int) -> Timed:

@@ -106,7 +106,7 @@ def _cpu_runner(
             print(f"m27: the CPU backend cannot be had ({error}); torch runs", file=sys.stderr)
         return None
     runner: Runner = CpuRunner.load(
-        folder, precision="int8" if precision == "auto" else precision, cache=cache,
-        blocks=limits.blocks, cache_bytes=limits.cache_bytes, threads=threads,
+        checkpoint.load(folder), precision="int8" if precision == "auto" else precision, cache=cache,
+        blocks=limits.blocks or 1024, threads=threads,
     )  # fmt: skip
     return runner
