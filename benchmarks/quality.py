@@ -20,7 +20,7 @@ from benchmarks.peers.contenders import CONTENDERS, Contender
 from benchmarks.peers.process import PeerFailedError, Process
 from m27.codec.media import write_atomic
 
-PASSAGES, LENGTH = 24, 512
+PASSAGES, LENGTH = 12, 512
 TRUTHS, PLACES = 8, 128  # passages and places in each whose whole distribution is compared
 Start = Callable[[Sequence[Contender], Path, int, dict[str, str]], dict[str, Process]]
 
