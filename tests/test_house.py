@@ -36,6 +36,7 @@ EXTRAS = (
     "peft",
     "pydantic",
     "huggingface_hub",
+    "llguidance",
 )
 
 

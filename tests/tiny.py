@@ -4,6 +4,7 @@ A byte-level tokenizer, 16 image and 8 audio codes, a decoder of random weights,
 the codecs whose codes are plain to see: a picture's code is its brightness, a sound's its level.
 """
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,24 @@ def write_model(folder: Path, seed: int = 0) -> Vocabulary:
         (folder / name).touch()
     (folder / "README.md").write_text("# tiny\n")
     return VOCABULARY
+
+
+def random_messages(rng: random.Random) -> list[dict[str, Any]]:
+    """Up to three turns of random text, pictures and sounds, ending with the user's."""
+    messages = []
+    for turn in range(rng.choice((1, 1, 1, 3))):
+        parts: list[dict[str, Any]] = []
+        for _ in range(rng.randint(1, 3)):
+            kind = rng.choice(("text", "image", "audio"))
+            if kind == "text":
+                text = "".join(
+                    chr(rng.choice((65, 97, 233, 0x4E2D, 0x1F600, 10))) for _ in range(6)
+                )
+                parts.append({"type": "text", "text": text + rng.choice(("", "<|image|>"))})
+            elif kind == "image":
+                codes = np.array([[rng.randrange(16) for _ in range(3)] for _ in range(2)])
+                parts.append({"type": "image", "codes": codes})
+            else:
+                parts.append({"type": "audio", "codes": [rng.randrange(8) for _ in range(5)]})
+        messages.append({"role": ("user", "assistant")[turn % 2], "content": parts})
+    return messages

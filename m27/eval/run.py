@@ -78,8 +78,9 @@ def evaluate(
 
     `samples` a task, `validity` random prompts for the structure task, `batch` rows at a time in
     each of `jobs` processes, in the `precision` of `Engine.load`; `say` is told the table at the
-    end, and a line a task on standard error as it is done. A task that fails has a row whose note begins with `FAILED`, and the others
-    go on. With `resume`, rows in `out` of the same origin and settings are kept, failed ones not.
+    end, and a line a task on standard error as it is done. A task that fails has a row whose note
+    begins with `FAILED`, and the others go on. With `resume`, rows in `out` of the same origin and
+    settings are kept, failed ones not.
     Raises EvalError for an unknown task or numbers below 1.
     """
     tasks = chosen(only)

@@ -103,6 +103,7 @@ class Engine:
     def _add(self, request: Request, live: bool) -> int:
         started = time.perf_counter()
         limits, config = self.limits, self.runner.config
+        self.scheduler.check_queue(request.n)  # before any work is put into it
         if request.adapter is not None and request.adapter not in self._adapters:
             raise RequestError(f"no adapter is called {request.adapter!r}")
         turn = prepare(self.processor, request, config.max_len, self._make_rules)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from m27 import runtime
+from m27.infer.media import MediaWorker
 from m27.infer.request import RequestError
-from m27.infer.runner import Runner
+from m27.infer.runner import Runner, RunnerError
 from m27.infer.scheduler import Limits
 from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int4")
 CACHES = ("auto", "float32", "float16", "int8")
+_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 _told: set[str] = set()
 
 
@@ -60,6 +62,8 @@ def load_engine(
     limits = limits or Limits()
     processor = Processor.load(folder)
     runner = load_runner(folder, precision, device, backend, threads, limits, cache)
+    if "media" not in options:
+        options["media"] = MediaWorker(processor)
     return engine(runner, processor, limits, **options)
 
 
@@ -96,17 +100,25 @@ def _cpu_runner(
     folder: str | Path, precision: str, threads: int, limits: Limits, cache: str, must: bool
 ) -> Runner | None:
     """The C++ step, or None where it cannot be had; then that is said once."""
+    from m27.infer.cpu import BuildError, CpuRunner
+
+    precision = "int8" if precision == "auto" else precision
+    model = checkpoint.load(folder)
+    config = model.config
+    kept = cache if cache != "auto" else ("float32" if precision == "float32" else "float16")
+    # Beside an int8 head stands one float32 scale.
+    head = config.head_dim * _BYTES[kept] + (4 if kept == "int8" else 0)
+    token = config.n_layers * 2 * config.n_kv_heads * head
+    blocks = limits.blocks or max(1, limits.cache_bytes // (16 * token))
     try:
-        from m27.infer.cpu import CpuRunner
-    except ImportError as error:
+        return CpuRunner.load(
+            model, precision=precision, cache=cache, blocks=blocks, threads=threads
+        )
+    except (BuildError, RunnerError) as error:
         if must:
             raise RequestError(f"the CPU backend cannot be had: {error}") from error
         if "cpu" not in _told:
             _told.add("cpu")
-            print(f"m27: the CPU backend cannot be had ({error}); torch runs", file=sys.stderr)
+            why = " ".join(str(error).split())[:200]
+            print(f"m27: the CPU backend cannot be had ({why}); torch runs", file=sys.stderr)
         return None
-    runner: Runner = CpuRunner.load(
-        checkpoint.load(folder), precision="int8" if precision == "auto" else precision, cache=cache,
-        blocks=limits.blocks or 1024, threads=threads,
-    )  # fmt: skip
-    return runner

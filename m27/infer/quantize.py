@@ -10,7 +10,7 @@ Shapes: R rows, C columns, G groups of 32 columns, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,22 +97,32 @@ def _groups(weight_RC: Tensor) -> Tensor:
     return weight_RC.view(len(weight_RC), -1, BLOCK)
 
 
-def blocks_of(value: Tensor | Blocks, kind: str) -> Blocks:
+Rounding = Callable[[Tensor, str], Blocks]
+
+
+def rounded(weight_RC: Tensor, kind: str) -> Blocks:
+    """Round a matrix to "int8" or "int4"."""
+    return round_int8(weight_RC) if kind == "int8" else round_int4(weight_RC)
+
+
+def blocks_of(value: Tensor | Blocks, kind: str, rounding: Rounding = rounded) -> Blocks:
     """A matrix in blocks of "int8" or "int4": as it is where it is that already, else rounded."""
     if isinstance(value, Blocks):
         four = value.q.dtype == torch.uint8 and value.minimum is not None
         if (kind == "int4" and four) or (kind == "int8" and value.q.dtype == torch.int8):
             return value
         value = value.dequantize()
-    return round_int8(value) if kind == "int8" else round_int4(value)
+    return rounding(value, kind)
 
 
-def pack(value: Tensor | Blocks | npt.NDArray[np.float32], kind: str) -> Packed:
+def pack(
+    value: Tensor | Blocks | npt.NDArray[np.float32], kind: str, rounding: Rounding = rounded
+) -> Packed:
     """A matrix as the C++ step takes it, of kind "float32", "bfloat16", "int8" or "int4"."""
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if kind in ("int8", "int4"):
-        blocks = blocks_of(value, kind)
+        blocks = blocks_of(value, kind, rounding)
         scale = blocks.scale.contiguous().numpy().view(np.uint16)
         minimum = None
         if blocks.minimum is not None:
@@ -130,7 +140,9 @@ def product(packed: Packed, x_TC: npt.NDArray[np.float32]) -> npt.NDArray[np.flo
     if packed.scale is None:
         raise ValueError("a product of floats has no definition to the last bit")
     rows, groups = packed.scale.shape
-    x = np.pad(x_TC, ((0, 0), (0, groups * BLOCK - x_TC.shape[1]))).reshape(len(x_TC), groups, BLOCK)
+    x = np.pad(x_TC, ((0, 0), (0, groups * BLOCK - x_TC.shape[1]))).reshape(
+        len(x_TC), groups, BLOCK
+    )
     top = np.abs(x).max(-1)
     factor = np.where(top > 0, np.float32(127) / np.where(top > 0, top, 1), 0).astype(np.float32)
     q_x = np.rint(x * factor[..., None]).astype(np.int32)

@@ -88,18 +88,21 @@ class Scheduler:
 
         Raises Refused where too many wait already, or one alone would not fit.
         """
-        limits = self.limits
         if most > self.blocks.count:
             size, room = self.blocks.size, self.blocks.count
             why = f"the request may take {most * size} tokens, the cache holds {room * size}"
             raise Refused(why, "cache")
-        idle = max(0, limits.sequences - len(self.running) - len(self.waiting))
-        if len(self.waiting) + len(works) - idle > limits.waiting:
-            raise Refused(f"{len(self.waiting)} answers wait already; try again later", "queue")
+        self.check_queue(len(works))
         for work in works:
             self._lift(work.tenant)
             work.waiting_since = self._clock()
             self.waiting.append(work)
+
+    def check_queue(self, more: int) -> None:
+        """Raise Refused where `more` answers are too many beside those that wait and are under way."""
+        room = self.limits.sequences + self.limits.waiting - len(self.running) - len(self.waiting)
+        if more > room:
+            raise Refused(f"{len(self.waiting)} answers wait already; try again later", "queue")
 
     def remove(self, work: Work) -> None:
         """Take an answer out, whatever its state, and free its blocks."""

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m27.infer.graphs import Graphs, Padded
 from m27.infer.runner import Adapter, Batch, Floats, RunnerError, Wanted
 from m27.model.attention import Attention
 from m27.model.decoder import Block, Decoder
@@ -83,11 +84,7 @@ class TorchRunner:
         self.keys = torch.zeros(shape, dtype=dtype, device=self.device)
         self.values = torch.zeros(shape, dtype=dtype, device=self.device)
         self._adapters: dict[int, dict[str, Pair]] = {}
-        self._graphs: Any = None
-        if self.device.type == "cuda":
-            from m27.infer.graphs import Graphs
-
-            self._graphs = Graphs(self)
+        self._graphs = Graphs(self) if self.device.type == "cuda" else None
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Floats]:
@@ -121,6 +118,14 @@ class TorchRunner:
             adapted.append((self._adapters[number], self._put(tokens)))
         ids, positions, slots = map(self._put, (batch.ids, batch.positions, batch.slots))
         return Step(ids, positions, slots, readings, adapted)
+
+    def step_of(self, padded: Padded) -> Step:
+        """A decoding step at a graph's shape, as tensors of its own."""
+        rows = torch.arange(len(padded.ids), device=self.device)
+        mask = torch.from_numpy(padded.seen).to(self.device)
+        reading = Reading(rows, self._put(padded.read), mask)
+        ids, positions, slots = map(self._put, (padded.ids, padded.positions, padded.slots))
+        return Step(ids, positions, slots, [reading], [])
 
     def _put(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(self.device, non_blocking=True)

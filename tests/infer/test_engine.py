@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from m27.infer.engine import Engine, collect
+from m27.infer.engine import Engine
 from m27.infer.request import Request, RequestError
+from m27.infer.respond import collect
+from m27.infer.torch_runner import TorchRunner
 from m27.language.grammar import GrammarError
 from m27.language.template import MessageError
 from tests import tiny
@@ -23,44 +25,24 @@ SETTINGS = [c for n in (1, 2, 3) for c in combinations(MEDIA, n)]
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     torch.set_num_threads(1)  # a model this small only loses time to a second thread
-    return Engine(tiny.decoder(), tiny.processor())
+    return tiny.engine()
 
 
 def ask(text: str, **options: Any) -> Request:
     return Request([{"role": "user", "content": text}], seed=3, **options)
 
 
-def random_messages(rng: random.Random) -> list[dict[str, Any]]:
-    """Up to three turns of random text, pictures and sounds, ending with the user's."""
-    messages = []
-    for turn in range(rng.choice((1, 1, 1, 3))):
-        parts: list[dict[str, Any]] = []
-        for _ in range(rng.randint(1, 3)):
-            kind = rng.choice(MEDIA)
-            if kind == "text":
-                text = "".join(
-                    chr(rng.choice((65, 97, 233, 0x4E2D, 0x1F600, 10))) for _ in range(6)
-                )
-                parts.append({"type": "text", "text": text + rng.choice(("", "<|image|>"))})
-            elif kind == "image":
-                codes = np.array([[rng.randrange(16) for _ in range(3)] for _ in range(2)])
-                parts.append({"type": "image", "codes": codes})
-            else:
-                parts.append({"type": "audio", "codes": [rng.randrange(8) for _ in range(5)]})
-        messages.append({"role": ("user", "assistant")[turn % 2], "content": parts})
-    return messages
-
-
 def test_500_random_prompts_over_all_modalities_give_valid_answers(engine: Engine) -> None:
     """The bar: temperature 1, random weights; every output parses with exact code counts."""
     rng = random.Random(0)
     seen: set[str] = set()
+    requests = []
     for number in range(500):
         modalities = SETTINGS[number % len(SETTINGS)]
         grid = (rng.randint(1, 3), rng.randint(1, 3)) if rng.random() < 0.8 else None
         plan = tuple(rng.choice(modalities) for _ in range(2)) if number % 3 == 0 else None
         request = Request(
-            random_messages(rng),
+            tiny.random_messages(rng),
             modalities=modalities,
             plan=plan,
             max_tokens=rng.randint(28, 40),
@@ -72,7 +54,9 @@ def test_500_random_prompts_over_all_modalities_give_valid_answers(engine: Engin
             top_p=1.0,
             seed=number,
         )
-        response = engine.chat(request)
+        requests.append(request)
+    for request, response in zip(requests, engine.answer(requests), strict=True):
+        modalities, grid, plan = request.modalities, request.image_grid, request.plan
         assert {part["type"] for part in response.content} <= set(modalities)
         assert response.usage.completion_tokens <= request.max_tokens
         image_codes = audio_codes = 0
@@ -106,12 +90,12 @@ def test_greedy_text_equals_the_loop_written_out(engine: Engine) -> None:
     request = ask("hello", modalities=("text",), temperature=0.0, repetition_penalty=1.0)
     request = replace(request, max_tokens=12)
     ids = engine.processor.encode(request.messages, generate=True).ids
-    text = tiny.VOCABULARY
+    text, model = tiny.VOCABULARY, tiny.decoder()
     allowed = [i for start, stop in text.text_spans for i in range(start, stop)] + [text.turn_end]
     expected: list[int] = []
     with torch.inference_mode():
         for _ in range(11):
-            logits = engine.model(torch.tensor([ids + expected]))[0, -1]
+            logits = model(torch.tensor([ids + expected]))[0, -1]
             best = max(allowed, key=lambda i: float(logits[i]))
             expected.append(best)
             if best == text.turn_end:
@@ -154,7 +138,7 @@ def test_end_of_turn_in_a_planned_text_opens_the_next_medium() -> None:
     model = tiny.decoder()
     with torch.no_grad():
         model.model.embed_tokens.weight[tiny.VOCABULARY.turn_end] *= 100
-    engine = Engine(model, tiny.processor())
+    engine = Engine(TorchRunner(model, 100), tiny.processor())
     for seed in range(8):  # half of them: the row may also point away
         request = ask("x", plan=("text", "image"), temperature=0.0, max_tokens=200)
         content = engine.chat(replace(request, seed=seed)).content
@@ -209,7 +193,11 @@ def test_load_reads_the_shipped_layout(tmp_path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("m27.codec.image.ImageCodec", tiny.TinyImageCodec)
     monkeypatch.setattr("m27.codec.audio.AudioCodec", tiny.TinyAudioCodec)
     tiny.write_model(tmp_path)
-    content = Engine.load(tmp_path).chat(ask("hi", plan=("image", "audio"), max_tokens=200)).content
+    content = (
+        Engine.load(tmp_path, precision="float32")
+        .chat(ask("hi", plan=("image", "audio"), max_tokens=200))
+        .content
+    )
     assert [p["type"] for p in content] == ["image", "audio"]
     with pytest.raises(RequestError, match="no model"):
         Engine.load(tmp_path / "nowhere")

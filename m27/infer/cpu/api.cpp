@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "rounding.h"
 #include "step.h"
 
 using namespace m27;
@@ -23,6 +24,7 @@ int guarded(char* error, size_t room, F f) {
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 int m27_block() { return kBlock; }
@@ -61,6 +63,11 @@ int m27_remove_adapter(Model* m, int number, char* error, size_t room) {
 }
 
 size_t m27_bytes(const Model* m, int cache) { return cache ? m->cache_bytes() : m->weight_bytes(); }
+
+void m27_round(const float* w, int rows, int cols, uint8_t* q, uint16_t* scale, uint16_t* minimum, int threads) {
+  Pool pool(threads);
+  round_matrix(pool, w, rows, cols, q, scale, minimum);
+}
 
 // y [tokens, rows] = W x [tokens, cols], `repeat` times; the seconds of one of them. For tests and benchmarks.
 double m27_product(int kind, int rows, int cols, const uint8_t* values, size_t bytes, const uint16_t* scale,

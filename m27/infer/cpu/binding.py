@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from m27.infer import quantize
 from m27.infer.cpu import build
+from m27.model.gguf import BLOCK, Blocks
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 CACHES = {"float32": 0, "float16": 1, "int8": 2}
@@ -77,6 +80,7 @@ class Library:
                 ctypes.c_double,
                 [_I, _I, _I, _P, _S, _P, _P, _P, _I, _P, _I, _I],
             ),
+            ("m27_round", None, [_P, _I, _I, _P, _P, _P, _I]),
             ("m27_bandwidth", ctypes.c_double, [_S, _I, _I]),
         ):
             function = getattr(self.raw, name)
@@ -90,6 +94,20 @@ class Library:
         if text.value:
             raise StepError(text.value.decode(errors="replace"))
         return result
+
+    def rounded(self, weight_RC: Tensor, kind: str, threads: int = 1) -> Blocks:
+        """`quantize.round_int8` or `round_int4` of a matrix, in a fraction of the time."""
+        w = weight_RC.detach().float().contiguous()
+        rows, groups = len(w), -(-w.shape[1] // BLOCK)
+        four = kind == "int4"
+        q = torch.empty((rows, groups * (16 if four else BLOCK)), dtype=torch.uint8 if four else torch.int8)
+        scale = torch.empty((rows, groups), dtype=torch.float16)
+        minimum = torch.empty_like(scale) if four else None
+        self.raw.m27_round(
+            w.data_ptr(), rows, w.shape[1], q.data_ptr(), scale.data_ptr(),
+            None if minimum is None else minimum.data_ptr(), threads,
+        )  # fmt: skip
+        return Blocks(q, scale, minimum)
 
     def product(
         self, kind: str, packed: quantize.Packed, x_TC: npt.NDArray[np.float32],

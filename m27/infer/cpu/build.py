@@ -17,13 +17,13 @@ from functools import lru_cache
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("vec.h", "dot.h", "pool.h", "product.h", "attention.h", "model.h", "step.h", "api.cpp")
+SOURCES = ("vec.h", "dot.h", "pool.h", "product.h", "rounding.h", "attention.h", "model.h", "step.h", "api.cpp")
 LEVELS = ("avx512", "avx2", "portable")
 
 # Floating point is strict: no reordering, and no fused product and sum but where the source says so.
 # Then a token's result does not depend on which loop the compiler unrolled for how many tokens.
 _FLAGS = (
-    "-std=c++20", "-O3", "-fPIC", "-shared", "-pthread", "-ffp-contract=off",
+    "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread", "-ffp-contract=off",
     "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unknown-warning-option",
 )  # fmt: skip
 _MACHINE = {
@@ -72,11 +72,13 @@ def levels() -> list[str]:
     return [level for level in LEVELS if flags >= _NEEDS[level]]
 
 
-def library(level: str, extra: tuple[str, ...] = ()) -> Path:
+def library(level: str) -> Path:
     """The compiled library of a level, from the cache or built now (some twenty seconds).
 
-    `extra` flags come behind the usual ones (`SANITIZE`). Raises BuildError.
+    `M27_CPU_SANITIZE` in the environment builds with checks of memory and of undefined behaviour, for
+    a process that has the sanitizer's library loaded first. Raises BuildError.
     """
+    extra = SANITIZE if os.environ.get("M27_CPU_SANITIZE") else ()
     compiler = find_compiler()
     if compiler is None:
         raise BuildError("no C++ compiler (g++ or clang++; $CXX names another)")

@@ -66,6 +66,11 @@ M27_INLINE __m256i quad(const void* a) {
   memcpy(&four, a, 4);
   return _mm256_set1_epi32(four);
 }
+// Keeps a sum where it is: left alone, the compiler forms all products first and spills them.
+M27_INLINE __m256i held(__m256i x) {
+  asm("" : "+x"(x));
+  return x;
+}
 
 template <int N>
 M27_INLINE void dot8(const uint8_t* w, const int16_t* a, size_t stride, const int32_t*, size_t,
@@ -78,8 +83,8 @@ M27_INLINE void dot8(const uint8_t* w, const int16_t* a, size_t stride, const in
     const __m256i x1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 32 * p + 16)));
     for (int t = 0; t < N; ++t) {
       const __m256i b = quad(a + t * stride + 2 * p);
-      s[t][0] = _mm256_add_epi32(s[t][0], _mm256_madd_epi16(x0, b));
-      s[t][1] = _mm256_add_epi32(s[t][1], _mm256_madd_epi16(x1, b));
+      s[t][0] = held(_mm256_add_epi32(s[t][0], _mm256_madd_epi16(x0, b)));
+      s[t][1] = held(_mm256_add_epi32(s[t][1], _mm256_madd_epi16(x1, b)));
     }
   }
   for (int t = 0; t < N; ++t)
@@ -99,15 +104,15 @@ M27_INLINE void dot4(const uint8_t* w, const int8_t* a, size_t stride, vi (&out)
     const __m256i l0 = _mm256_and_si256(x0, low), l1 = _mm256_and_si256(x1, low);
     for (int t = 0; t < N; ++t) {
       const __m256i b = quad(a + t * stride + 4 * q);
-      s[t][0] = _mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(l0, b));
-      s[t][1] = _mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(l1, b));
+      s[t][0] = held(_mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(l0, b)));
+      s[t][1] = held(_mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(l1, b)));
     }
     const __m256i h0 = _mm256_and_si256(_mm256_srli_epi16(x0, 4), low);
     const __m256i h1 = _mm256_and_si256(_mm256_srli_epi16(x1, 4), low);
     for (int t = 0; t < N; ++t) {
       const __m256i b = quad(a + t * stride + 16 + 4 * q);
-      s[t][0] = _mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(h0, b));
-      s[t][1] = _mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(h1, b));
+      s[t][0] = held(_mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(h0, b)));
+      s[t][1] = held(_mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(h1, b)));
     }
   }
   for (int t = 0; t < N; ++t)

@@ -5,6 +5,10 @@
 // a token's result is the same to the last bit in a prompt and on its own.
 #pragma once
 
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
 #include "dot.h"
 #include "pool.h"
 

@@ -93,7 +93,7 @@ class CpuRunner:
             raise RunnerError(str(error)) from None
         assert handle is not None
         runner = cls(library, handle, config, blocks)
-        runner._fill(source, kinds)
+        runner._fill(source, kinds, threads)
         runner._facts = {
             "device": "cpu",
             "backend": f"cpu ({library.level})",
@@ -140,7 +140,12 @@ class CpuRunner:
             wide = self._shapes.get(f"{name}.weight")
             if match is None or match[2] not in _PARTS or wide is None:
                 raise RunnerError(f"adapter {adapter.name}: the model has no matrix {name}")
-            if a.ndim != 2 or b.ndim != 2 or (b.shape[0], a.shape[1]) != wide or len(a) != b.shape[1]:
+            if (
+                a.ndim != 2
+                or b.ndim != 2
+                or (b.shape[0], a.shape[1]) != wide
+                or len(a) != b.shape[1]
+            ):
                 raise RunnerError(
                     f"adapter {adapter.name}: {name} is {wide[0]} by {wide[1]}, not what "
                     f"{list(b.shape)} and {list(a.shape)} make"
@@ -170,7 +175,10 @@ class CpuRunner:
         """Free weights and cache and end the threads; happens by itself when the runner goes."""
         self._close()
 
-    def _fill(self, state: Mapping[str, Tensor | Blocks], kinds: Mapping[str, str]) -> None:
+    def _fill(self, state: Mapping[str, Tensor | Blocks], kinds: Mapping[str, str], threads: int) -> None:
+        def rounding(weight_RC: Tensor, kind: str) -> Blocks:
+            return self._library.rounded(weight_RC, kind, threads)
+
         for name, shape in _expected(self.config).items():
             if name not in state:
                 raise RunnerError(f"{name} is missing")
@@ -187,7 +195,7 @@ class CpuRunner:
                 self._library.call("m27_set_vector", self._handle, which, layer, address(vector))
                 continue
             self._shapes[name] = (shape[0], shape[1])
-            packed = quantize.pack(value, kinds["body" if match else "head"])
+            packed = quantize.pack(value, kinds["body" if match else "head"], rounding)
             number = _PARTS[part] if match else _EMBED if "embed" in name else _HEAD
             self._library.call(
                 "m27_set", self._handle, number, layer, shape[0], address(packed.values),
@@ -255,7 +263,7 @@ def _ints(batch: Batch, name: str) -> np.ndarray[Any, np.dtype[np.int32]]:
     array = getattr(batch, name)
     if array.dtype != np.int32 or not array.flags.c_contiguous:
         raise RunnerError(f"{name} is not contiguous int32")
-    return array  # type: ignore[no-any-return]
+    return array
 
 
 def _width(wanted: Wanted) -> int:

@@ -11,7 +11,7 @@ inline void Model::check(const Batch& b) const {
   if (b.tokens == 0) return;
   if (b.starts[0] != 0 || b.starts[b.sequences] != b.tokens) fail("starts do not run from 0 to the number of tokens");
   for (int s = 0; s < b.sequences; ++s) {
-    if (b.starts[s + 1] < b.starts[s]) fail(at("starts", s + 1) + " is below its neighbour");
+    if (b.starts[s + 1] < b.starts[s] || b.starts[s + 1] > b.tokens) fail(at("starts", s + 1) + " is out of order");
     const int a = b.adapters[s];
     if (a < -1 || a >= int(adapters_.size()) || (a >= 0 && !adapters_[a])) fail(at("adapters", s) + " names no adapter");
     int top = -1;

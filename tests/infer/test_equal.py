@@ -1,0 +1,113 @@
+"""The bar: whatever the engine does with blocks, chunks and batches, its answers are the oracle's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from m27.infer.engine import Engine
+from m27.infer.naive import NaiveEngine
+from m27.infer.request import Response
+from m27.infer.scheduler import Limits
+from m27.infer.torch_runner import TorchRunner
+from m27.language.processor import Processor
+from m27.model import checkpoint
+from tests import tiny
+from tests.infer import mixed
+
+WEIGHTS = Path(__file__).parents[2] / "weights" / "m27-nano"
+NAMES = ("first", "second")
+ASKED = mixed.requests(40, adapters=(None, None, *NAMES))
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Response]:
+    torch.set_num_threads(1)
+    engine = tiny.naive()
+    for seed, name in enumerate(NAMES):
+        engine.add_adapter(name, mixed.adapter(tiny.CONFIG, name, seed))
+    return [engine.chat(request) for request in ASKED]
+
+
+def adapted(engine: Engine) -> Engine:
+    for seed, name in enumerate(NAMES):
+        engine.add_adapter(name, mixed.adapter(tiny.CONFIG, name, seed))
+    return engine
+
+
+def test_the_mixture_holds_everything(expected: list[Response]) -> None:
+    kinds = {part["type"] for response in expected for part in response.content}
+    assert kinds == set(mixed.MEDIA)
+    assert len({response.usage.completion_tokens for response in expected}) > 5
+    assert len({tuple(response.ids) for response in expected}) > 35
+
+
+@pytest.mark.parametrize(
+    ("blocks", "limits"),
+    [
+        (2000, {}),
+        (2000, {"sequences": 1}),
+        (2000, {"chunk": 1, "tokens": 40}),
+        (2000, {"chunk": 3, "tokens": 3}),
+        (2000, {"chunk": 17, "reuse": False}),
+        (30, {"reuse": False}),
+        (30, {"chunk": 5, "sequences": 7}),
+        (24, {"chunk": 64, "tokens": 64}),
+    ],
+    ids=str,
+)
+def test_answers_equal_the_oracles(
+    blocks: int, limits: dict[str, int], expected: list[Response]
+) -> None:
+    engine = adapted(tiny.engine(blocks, **limits))
+    got = mixed.arriving(engine, ASKED, seed=blocks)
+    assert {
+        number: found
+        for number, pair in enumerate(zip(expected, got, strict=True))
+        if (found := mixed.differences(*pair))
+    } == {}
+    engine.blocks.check()
+    assert engine.blocks.used == 0
+    metrics = engine.metrics()
+    assert metrics["finished"] == len(ASKED)
+    assert (metrics["preempted"] > 0) == (blocks < 100)
+    assert (metrics["prompt_tokens_found"] > 0) == limits.get("reuse", True)
+
+
+def test_answers_equal_the_oracles_with_ids_tried_ahead(expected: list[Response]) -> None:
+    engine = tiny.engine(100)
+    speculating = adapted(
+        Engine(engine.runner, engine.processor, Limits(drafts=5), draft=mixed.repeats)
+    )
+    got = speculating.answer(ASKED)
+    assert [mixed.differences(a, b) for a, b in zip(expected, got, strict=True)] == [[]] * 40
+    metrics = speculating.metrics()
+    assert metrics["drafted"] > metrics["accepted"] > 0
+    assert speculating.blocks.used == 0
+    speculating.blocks.check()
+
+
+def test_an_answer_does_not_depend_on_its_company(expected: list[Response]) -> None:
+    engine = adapted(tiny.engine())
+    for number in (5, 9, 1):
+        assert mixed.differences(engine.chat(ASKED[number]), expected[number]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reuse", [True, False])
+def test_200_requests_to_the_shipped_weights_equal_the_oracles(reuse: bool) -> None:
+    model, processor = checkpoint.load(WEIGHTS), Processor.load(WEIGHTS)
+    asked = mixed.greedy(mixed.requests(200, adapters=(None, None, *NAMES)))
+    naive = NaiveEngine(model, processor)
+    adapters = [mixed.adapter(model.config, name, k, size=0.02) for k, name in enumerate(NAMES)]
+    for one in adapters:
+        naive.add_adapter(one.name, one)
+    expected = [naive.chat(request) for request in asked]
+    for chunk, blocks in ((1, 40), (7, 60), (64, 40), (512, 4000)):
+        engine = Engine(TorchRunner(model, blocks), processor, Limits(chunk=chunk, reuse=reuse))
+        for one in adapters:
+            engine.add_adapter(one.name, one)
+        got = mixed.arriving(engine, asked, seed=chunk)
+        for a, b in zip(expected, got, strict=True):
+            assert list(a.ids) == list(b.ids)
+        assert engine.blocks.used == 0
