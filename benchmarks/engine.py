@@ -54,9 +54,16 @@ def start(
 
 
 def speed(
-    wanted: Sequence[Contender], checkpoint: Path, threads: int, rounds: int, scale: int = 1
+    wanted: Sequence[Contender],
+    checkpoint: Path,
+    threads: int,
+    rounds: int,
+    scale: int = 1,
+    minutes: float = 19.0,
 ) -> dict[str, Any]:
-    """Every figure of every contender. `scale` divides all lengths, for a trial."""
+    """Every figure of every contender, begun in time to end within `minutes`. `scale` divides all
+    lengths, for a trial."""
+    until = time.monotonic() + 60 * minutes
     processor = texts.load(checkpoint)
     one, many, out = ONE // scale, MANY // scale, OUT // scale
     singles = [[ids] for ids in texts.prompts(processor, rounds + 1, one)]
@@ -69,7 +76,7 @@ def speed(
     try:
         for kind, asked in (("one", singles), ("many", crowds)):
             able = {c.name: peers[c.name] for c in wanted if c.name in peers and kind in c.does}
-            race(kind, able, asked, out, results)
+            race(kind, able, asked, out, results, until=until)
         facts = {name: peer.facts for name, peer in peers.items()}
     finally:
         for peer in peers.values():
@@ -100,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--contenders", default="", help="names or their beginnings, by commas, or 'all'")
     out.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     out.add_argument("--rounds", type=int, default=5)
+    out.add_argument("--minutes", type=float, default=19.0, help="rounds for which no time is left are left out")
     out.add_argument("--scale", type=int, default=1, help="divide all lengths, for a trial")
     out.add_argument("--quality", action="store_true", help="likelihoods instead of speed")
     out.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -123,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quality.measure(wanted, checkpoint, options.threads, path, start)
         print(report.quality_table(report.read(path)))
         return 0
-    found = speed(wanted, checkpoint, options.threads, options.rounds, options.scale)
+    lengths = (options.rounds, options.scale, options.minutes)
+    found = speed(wanted, checkpoint, options.threads, *lengths)
     found["minutes"] = round((time.perf_counter() - began) / 60, 1)
     known: Mapping[str, Any] = report.read(path)
     same = known.get("checkpoint") == checkpoint.name

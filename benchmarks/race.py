@@ -4,17 +4,19 @@ slows down slows all of them; medians over the rounds. Knows no engine.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from benchmarks.peers.process import PeerFailedError
 
 Ids = list[int]
-SLOW = 0.4  # a contender that reaches less of the best one's rate than this is out of the race
-TWICE = 2  # … and is measured so often
+SLOW = 0.5  # who reaches less of the best one's rate is out of the race …
+BEHIND = 0.85  # … and, of many requests, a format that reaches less of its own engine's best one
 
 
 class Asked(Protocol):
@@ -62,27 +64,31 @@ def race(
     count: int,
     results: dict[str, Result],
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    until: float = math.inf,
 ) -> None:
     """One unmeasured round with `rounds[0]`, then one for each of the rest, into `results`.
 
-    `kind` "one" or "many" names the figures. Who fails once is not asked again; who falls far
-    behind in the first round is measured `TWICE`.
+    `kind` "one" or "many" names the figures. Who fails once is not asked again, and who is out of
+    the race after the first round (`out_of_it`) neither. No round is begun that would, at the pace
+    of the last one, end after `until` (of `time.monotonic`).
     """
     question = "generate" if kind == "one" else "batch"
-    figure = "decode" if kind == "one" else "many"
+    out: set[str] = set()
+    took = 0.0
     for number, prompts in enumerate(rounds):
-        best = max((r.median(figure) or 0.0 for r in results.values()), default=0.0)
+        began = time.monotonic()
+        if number > 1 and began + took > until:
+            say(f"{kind}: no time for round {number} of {len(rounds) - 1}")
+            return
         for name, peer in peers.items():
             result = results.setdefault(name, Result())
-            mine = result.median(figure)
-            slow = mine is not None and mine < SLOW * best
-            if kind in result.failed or (slow and number > TWICE):
+            if kind in result.failed or name in out:
                 continue
             # The first round is not measured: caches fill, and whatever compiles does so now.
-            ask = {"do": question, "prompts": prompts, "count": count if number else 4}
+            asked, wanted = (prompts, count) if number else (prompts[:4], 4)
             try:
-                answer = peer.ask(ask, 600.0)
-                check(answer["ids"], len(prompts), ask["count"])
+                answer = peer.ask({"do": question, "prompts": asked, "count": wanted}, 600.0)
+                check(answer["ids"], len(asked), wanted)
             except PeerFailedError as error:
                 result.failed[kind] = str(error)
                 say(f"{name}: {kind}: {error}")
@@ -95,6 +101,33 @@ def race(
                 result.ids[f"{kind}{number}"] = answer["ids"]
                 text = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
                 say(f"round {number}: {name}: {text}")
+        if number == 1:
+            out = out_of_it(kind, {name: results[name] for name in peers})
+        took = time.monotonic() - began
+
+
+def out_of_it(kind: str, results: Mapping[str, Result]) -> set[str]:
+    """Who need not be measured again: of one request those `SLOW` in both prefill and decode, of
+    many those that are slow or clearly behind (`BEHIND`) another format of the same engine."""
+    out: set[str] = set()
+    for name, result in results.items():
+        if kind == "one":
+            figures = ("prefill", "decode")
+            slow = [_share(figure, result, results.values()) < SLOW for figure in figures]
+            if all(slow):
+                out.add(name)
+            continue
+        family = [r for other, r in results.items() if other.split()[0] == name.split()[0]]
+        slow_one = _share("many", result, results.values()) < SLOW
+        if slow_one or _share("many", result, family) < BEHIND:
+            out.add(name)
+    return out
+
+
+def _share(figure: str, result: Result, among: Iterable[Result]) -> float:
+    """A median as a share of the best one."""
+    best = max((other.median(figure) or 0.0 for other in among), default=0.0)
+    return (result.median(figure) or 0.0) / (best or 1.0)
 
 
 def check(ids: Sequence[Ids], rows: int, count: int) -> None:

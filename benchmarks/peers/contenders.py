@@ -88,7 +88,15 @@ CONTENDERS = (
     *(Contender("m27", kind, "ours", _here(precision=kind)) for kind in ("int4", "int8")),
     Contender("m27", "bfloat16", "ours", _here(precision="bfloat16")),
     Contender("m27", "float32", "ours", _here(precision="float32")),
-    *(Contender("llama.cpp", kind, "llamacpp", _llama(kind)) for kind in install.GGUF),
+    *(
+        # Sixteen together are the server's matter.
+        Contender("llama.cpp", kind, "llamacpp", _llama(kind), ("one", "score"), kind != "F16")
+        for kind in install.GGUF
+    ),
+    *(
+        Contender("llama.cpp-batch", kind, "llamacpp", _llama(kind), ("many",), False)
+        for kind in install.GGUF
+    ),
     *(
         Contender("llama-server", kind, "llama_server", _llama(kind), ("many",), kind != "F16")
         for kind in install.GGUF

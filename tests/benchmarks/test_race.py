@@ -13,7 +13,7 @@ import pytest
 from benchmarks.peers import contenders, install
 from benchmarks.peers.process import PeerFailedError, Process
 from benchmarks.peers.worker import log_softmax, score
-from benchmarks.race import Result, agreement, race
+from benchmarks.race import Result, agreement, out_of_it, race
 
 ECHO = [sys.executable, str(Path(__file__).with_name("echo_peer.py"))]
 Start = Callable[..., Process]
@@ -88,8 +88,8 @@ def test_scores_by_hand() -> None:
 class Paced:
     """Answers with a given number of seconds a token, and counts how often it was asked."""
 
-    def __init__(self, pace: float, fails_at: int = -1, short: bool = False) -> None:
-        self.pace, self.fails_at, self.short = pace, fails_at, short
+    def __init__(self, pace: float, fails_at: int = -1, short: bool = False, first: float = 1.0) -> None:
+        self.pace, self.fails_at, self.short, self.first = pace, fails_at, short, first
         self.asked: list[int] = []
 
     def ask(self, question: Any, timeout: float = 0) -> dict[str, Any]:
@@ -98,27 +98,42 @@ class Paced:
         self.asked.append(question["count"])
         rows, count = len(question["prompts"]), question["count"]
         ids = [[7] * (count - self.short)] * rows
-        return {"ids": ids, "first": 1.0, "seconds": 1 + self.pace * (count - 1), "resident": 5}
+        return {"ids": ids, "first": self.first, "seconds": self.first + self.pace * (count - 1), "resident": 5}
 
 
 def test_rounds_interleave_and_slow_ones_drop_out() -> None:
     said: list[str] = []
-    peers = {"fast": Paced(0.1), "slow": Paced(1.0), "weak": Paced(0.1, fails_at=3),
-             "cheat": Paced(0.1, short=True)}  # fmt: skip
+    peers = {"fast": Paced(0.1), "slow": Paced(1.0, first=9.0), "weak": Paced(0.1, fails_at=3),
+             "cheat": Paced(0.1, short=True), "reader": Paced(1.0)}  # fmt: skip
     results: dict[str, Result] = {}
     race("one", peers, [[[1] * 8]] * 6, 11, results, said.append)
     assert peers["fast"].asked == [4, 11, 11, 11, 11, 11]
-    assert peers["slow"].asked == [4, 11, 11]
+    assert peers["slow"].asked == [4, 11]
+    assert peers["reader"].asked == peers["fast"].asked  # slow to write, not to read
     assert results["fast"].median("decode") == pytest.approx(10)
     assert results["fast"].median("prefill") == 8
-    assert results["slow"].values["decode"] == pytest.approx([1, 1])
+    assert results["slow"].values["decode"] == pytest.approx([1])
     assert results["weak"].failed == {"one": "worn out"}
     assert len(results["weak"].values["decode"]) == 2
     assert "1 answers of 4 ids wanted" in results["cheat"].failed["one"]
     assert not results["cheat"].values
     assert [line.split(":")[1].strip() for line in said if line.startswith("round 1")] == [
-        "fast", "slow", "weak",
+        "fast", "slow", "weak", "reader",
     ]  # fmt: skip
+
+
+def test_of_many_the_best_formats_go_on() -> None:
+    rates = {"a q8": 10.0, "a q4": 9.0, "a bf16": 7.0, "b": 4.0, "c": 6.0}
+    results = {name: Result({"many": [rate]}) for name, rate in rates.items()}
+    assert out_of_it("many", results) == {"a bf16", "b"}
+
+
+def test_no_round_is_begun_without_time_for_it() -> None:
+    said: list[str] = []
+    peer = Paced(0.1)
+    race("many", {"a": peer}, [[[1]]] * 6, 3, {}, said.append, until=0.0)
+    assert peer.asked == [3 if i else 4 for i in range(2)]
+    assert said[-1] == "many: no time for round 2 of 5"
 
 
 def test_many_counts_every_token_of_the_whole_time() -> None:
