@@ -1,8 +1,8 @@
 """Our engine beside its peers: the same weights, ids, cores and minutes.
 
-    python benchmarks/engine.py --quality           # likelihoods of every format (once; slow, need not be quiet)
-    python benchmarks/engine.py                     # speed, five rounds, on a quiet machine
-    python benchmarks/engine.py --contenders "m27,llama.cpp Q8_0" --rounds 3
+    python -m benchmarks.engine --quality           # likelihoods of every format (once; slow, need not be quiet)
+    python -m benchmarks.engine                     # speed, five rounds, on a quiet machine
+    python -m benchmarks.engine --contenders "m27,llama.cpp Q8_0" --rounds 3
 
 One request: 512 ids in, 128 out. Many: 16 requests of 256 in and 128 out that arrive together, prefill
 included. Greedy, past any end of text, every peer without a prefix cache. What is missing of the peers

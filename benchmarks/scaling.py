@@ -1,6 +1,6 @@
 """How the time of a step grows: with the sequences in it, and with what each of them has behind it.
 
-    python benchmarks/scaling.py --precision int8
+    python -m benchmarks.scaling --precision int8
 
 Three curves of the runner alone: a step of 1 … 64 sequences (128 tokens behind each), a step of one sequence
 with 128 … 8,192 tokens behind it, and a piece of 256 tokens of a prompt at the same depths. Attention reads

@@ -1,7 +1,7 @@
 """A thousand requests of random kind, length and arrival, a tenth of them cancelled.
 
-    python benchmarks/soak.py --precision int8
-    python benchmarks/soak.py --requests 100 --sample 20     # a trial
+    python -m benchmarks.soak --precision int8
+    python -m benchmarks.soak --requests 100 --sample 20     # a trial
 
 None may be lost or mixed up: what is answered is compared, id by id, with the same request asked alone (a
 sample of them; each has a seed of its own, so no two answers are alike). All blocks of the cache come back,
