@@ -17,7 +17,7 @@ import typer
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"),
-     *(ROOT / "weights").glob("*/README.md")]
+     *(ROOT / "weights").glob("*/README.md"), ROOT / "benchmarks/README.md"]
 )  # fmt: skip
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

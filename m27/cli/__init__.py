@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from m27.cli import chat, codes, console, data, evaluate, export, tour
+from m27.cli import bench, chat, codes, console, data, evaluate, export, tour
 
 app = typer.Typer(
     name="m27",
@@ -25,6 +25,7 @@ app.command("decode")(codes.decode)
 app.command("export")(export.export)
 app.command("sizes")(export.sizes)
 app.command("tour")(tour.tour)
+app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 

@@ -65,7 +65,8 @@ class Request:
     """One turn to be answered.
 
     `modalities`: the media the answer may hold. `plan`: a forced order of parts, such as
-    ("text", "image", "text", "image"). `max_text`: tokens of text in a row. `image_grid`: codes
+    ("text", "image", "text", "image"). `max_text`: tokens of text in a row; `min_text`: of
+    an answer that has no plan, before its turn may end. `image_grid`: codes
     (rows, columns) of each picture, None for the model's choice; an audio code lasts 1/40 s.
     `temperature` … `repetition_penalty`: for every medium, where given; else `DEFAULTS` of each.
     `guidance`: classifier-free guidance of picture and sound spans (Ho & Salimans 2022); 1 is off.
@@ -85,6 +86,7 @@ class Request:
     plan: tuple[str, ...] | None = None
     max_tokens: int = 512
     max_text: int | None = None
+    min_text: int = 0
     max_images: int = 8
     max_sounds: int = 4
     image_grid: tuple[int, int] | None = (8, 8)
@@ -127,6 +129,8 @@ class Request:
             raise RequestError("stop is a list of strings, none of them empty")
         if isinstance(self.schema, str) and self.schema != "json":
             raise RequestError(f"schema is a JSON schema or 'json', not {self.schema!r}")
+        if self.min_text and self.schema is not None:
+            raise RequestError("a schema says itself when its text is complete: min_text must be 0")
         if self.schema is not None and self.modalities != ("text",):
             raise RequestError(
                 "an answer with a schema is text alone: modalities must be ('text',)"

@@ -84,6 +84,7 @@ def prepare(
         max_audio_codes=request.max_audio_codes,
         min_audio_codes=request.min_audio_codes,
         max_text=request.max_text,
+        min_text=request.min_text,
     )
     grammar.budget(max_tokens)
     rules = None

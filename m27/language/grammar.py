@@ -31,6 +31,7 @@ class Grammar:
     `plan`: the forced order of media, each text of at least one id; a text in front of a medium
         ends when the sampler opens that medium (see `redirects`).
     `max_images`, `max_sounds`: how many of each; `max_text`: ids of text in a row (None: no bound).
+    `min_text`: ids of text before an answer without a plan may end, as far as its budget goes.
     `image_grid`: the (height, width) in codes of every picture, or None for any up to 32 x 32.
     `min_audio_codes`, `max_audio_codes`: the bounds of one sound's length.
 
@@ -49,6 +50,7 @@ class Grammar:
         max_audio_codes: int = 400,
         min_audio_codes: int = 1,
         max_text: int | None = None,
+        min_text: int = 0,
     ) -> None:
         if image_grid is not None and not all(1 <= side <= MAX_GRID for side in image_grid):
             raise GrammarError(f"image_grid must be within 1..{MAX_GRID}, not {image_grid}")
@@ -56,10 +58,12 @@ class Grammar:
             raise GrammarError("audio codes must satisfy 1 <= min_audio_codes <= max_audio_codes")
         if max_text is not None and max_text < 1:
             raise GrammarError("max_text must be at least 1")
+        if min_text > (min_text if max_text is None else max_text):
+            raise GrammarError(f"min_text {min_text} is more than max_text {max_text}")
         self.vocabulary = vocabulary
         self._grid = image_grid
         self._audio_codes = (min_audio_codes, max_audio_codes)
-        self._max_text = max_text
+        self._max_text, self._min_text = max_text, min_text
         # The fewest ids that each medium takes, its opening and closing included.
         area = image_grid[0] * image_grid[1] if image_grid else 1
         self._least = {"text": 1, "image": area + 4, "audio": min_audio_codes + 2}
@@ -272,7 +276,10 @@ class Grammar:
         return 1 if self._plan is None or self._over() else self._after[self._item]
 
     def _may_stop(self) -> bool:
-        return "text" in self._media or any(self._made.values())
+        if any(self._made.values()):
+            return True
+        enough = self._run >= self._min_text or (self._left is not None and self._left <= 1)
+        return "text" in self._media and enough
 
     def _text_full(self) -> bool:
         return self._max_text is not None and self._run >= self._max_text

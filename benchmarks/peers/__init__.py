@@ -1,0 +1,1 @@
+"""The engines that ours is compared with, each in an environment of its own."""
