@@ -64,7 +64,6 @@ def load_engine(
     limits = limits or Limits()
     processor = Processor.load(folder)
     runner = load_runner(folder, precision, device, backend, threads, limits, cache)
-    options.setdefault("make_rules", JsonSchemas(processor))
     if "media" not in options:
         options["media"] = MediaWorker(processor)
     options.setdefault("make_rules", JsonSchemas(processor))
