@@ -167,12 +167,19 @@ def is_matrix(name: str) -> bool:
     return name in EMBEDDINGS or name.endswith("_proj.weight")
 
 
+def kind_of(name: str, precision: str) -> str:
+    """What a matrix is held in at a precision. In "int4" some stay at 8 bits: embedding and head, for
+    in 4 they cost nine per cent of perplexity, and the values and the output of attention, for an eighth
+    of the body's weights that cost more than half of what is lost (6.8 % with them, 2.1 % without)."""
+    careful = name in EMBEDDINGS or name.endswith(("v_proj.weight", "o_proj.weight"))
+    return "int8" if precision == "int4" and careful else precision
+
+
 def quantized(state: Mapping[str, Tensor], kind: str) -> Iterator[tuple[str, Tensor | Blocks]]:
-    """Each tensor of a decoder, matrices in blocks: embedding and head in 8 bits whatever the kind,
-    since a head of 4 bits costs nine per cent of perplexity."""
+    """Each tensor of a decoder at "int8" or "int4", matrices in blocks as `kind_of` says."""
     for name, value in state.items():
         if is_matrix(name):
-            yield name, blocks_of(value, "int8" if name in EMBEDDINGS else kind)
+            yield name, blocks_of(value, kind_of(name, kind))
         else:
             yield name, value.detach().float()
 

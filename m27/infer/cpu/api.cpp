@@ -83,7 +83,7 @@ double m27_product(int kind, int rows, int cols, const uint8_t* values, size_t b
   acts.reserve(memory, tokens, cols);
   for (int t = 0; t < tokens; ++t) {
     memcpy(acts.row(t), x + size_t(t) * cols, cols * sizeof(float));
-    acts.quantise(Kind(kind), t, 0, acts.groups);
+    acts.quantise(Kind(kind), t);
   }
   auto body = [&] {
     for (int i = 0; i < repeat; ++i)

@@ -143,6 +143,11 @@ void value_rows(const E* values, const float* weights, int rows, int count, int 
     if (rows > 0) value_rows<E, R - 1>(values, weights, rows, count, padded, out);
 }
 
+// Asks for memory that will be read soon: blocks lie where they fell, so no pattern would tell.
+M27_INLINE void expect(const uint8_t* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
 // What `rows` rows see of the positions of one chunk: seen[r] positions from its beginning. `head` is
 // the address of the key head in block 0 of the layer, `table` the blocks from the chunk's beginning on.
 template <class E>
@@ -156,6 +161,10 @@ void attend_chunk(const CacheShape& shape, const uint8_t* head, const int32_t* t
   for (int at = 0; at < most; at += kBlock) {
     const uint8_t* block = head + table[at / kBlock] * shape.block_bytes;
     const E* keys = reinterpret_cast<const E*>(block);
+    if (rows <= kQueries) {
+      expect(block + shape.values_at(), shape.head_bytes - shape.values_at());
+      if (at + kBlock < most) expect(head + table[at / kBlock + 1] * shape.block_bytes, shape.values_at());
+    }
     if (shared) {
       for (int i = 0; i < width * kBlock; i += W) store(room.keys + i, widen(keys + i));
       score_rows<float, kQueries>(room.keys, q, rows, width, room.scores + at);

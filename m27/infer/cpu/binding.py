@@ -29,7 +29,7 @@ _ROOM = 512  # bytes of an error's text
 _P, _I, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t
 _SHAPE = (
     "vocab", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "max_len", "tied", "qk_norm",
-    "body", "head", "cache", "blocks", "threads",
+    "body", "careful", "head", "cache", "blocks", "threads",
 )  # fmt: skip
 _COUNTS = ("tokens", "sequences", "width", "questions")
 _ARRAYS = (

@@ -14,7 +14,8 @@ namespace m27 {
 
 struct Shape {
   int32_t vocab, dim, layers, heads, kv_heads, head_dim, ffn, max_len, tied, qk_norm;
-  int32_t body, head, cache, blocks, threads;  // Kind, Kind, CacheKind
+  // Kinds of the matrices: most of them, values and output of attention, embedding and head; a CacheKind.
+  int32_t body, careful, head, cache, blocks, threads;
 };
 
 enum Part : int { kQ, kK, kV, kO, kGate, kUp, kDown, kEmbed, kHead };
@@ -39,7 +40,7 @@ struct Adapter {
 };
 
 struct Layer {
-  Matrix qkv, o, gate_up, down;  // gate_up: a panel of gates, a panel of ups, and so on
+  Matrix qk, v, o, gate_up, down;  // gate_up: a panel of gates, a panel of ups, and so on
   float *norm1, *norm2, *norm_q, *norm_k;
   uint8_t* cache;
 };
@@ -55,13 +56,14 @@ class Model {
     group_ = s.heads / s.kv_heads;
     half_ = s.head_dim / 2;
     width_ = round16(s.dim);
-    qkv_rows_ = (s.heads + 2 * s.kv_heads) * s.head_dim;
-    qkv_width_ = round16(qkv_rows_);
+    values_at_ = (s.heads + s.kv_heads) * s.head_dim;
+    qkv_width_ = round16(values_at_ + s.kv_heads * s.head_dim);
     frequencies_.assign(frequencies, frequencies + half_);
     layers_.resize(s.layers);
     for (Layer& layer : layers_) {
-      layer.qkv.reserve(weights_, Kind(s.body), qkv_width_ / kRows, s.dim);
-      layer.o.reserve(weights_, Kind(s.body), width_ / kRows, s.heads * s.head_dim);
+      layer.qk.reserve(weights_, Kind(s.body), round16(values_at_) / kRows, s.dim);
+      layer.v.reserve(weights_, Kind(s.careful), round16(s.kv_heads * s.head_dim) / kRows, s.dim);
+      layer.o.reserve(weights_, Kind(s.careful), width_ / kRows, s.heads * s.head_dim);
       layer.gate_up.reserve(weights_, Kind(s.body), 2 * round16(s.ffn) / kRows, s.dim);
       layer.down.reserve(weights_, Kind(s.body), width_ / kRows, s.ffn);
       layer.norm1 = weights_.take<float>(width_);
@@ -86,9 +88,8 @@ class Model {
       m = part == kEmbed || s_.tied ? &embed_ : &head_;
     } else {
       Layer& l = layers_.at(layer);
-      m = part <= kV ? &l.qkv : part == kO ? &l.o : part == kDown ? &l.down : &l.gate_up;
+      m = part <= kK ? &l.qk : part == kV ? &l.v : part == kO ? &l.o : part == kDown ? &l.down : &l.gate_up;
       if (part == kK) first = s_.heads * s_.head_dim;
-      if (part == kV) first = (s_.heads + s_.kv_heads) * s_.head_dim;
     }
     const size_t g = groups_of(m->cols);
     auto body = [&] {
@@ -171,7 +172,7 @@ class Model {
   float eps_;
   Pool pool_;
   CacheShape cache_;
-  int group_, half_, width_, qkv_rows_, qkv_width_;
+  int group_, half_, width_, values_at_, qkv_width_;
   std::vector<float> frequencies_;
   Memory weights_, held_;
   std::vector<Layer> layers_;

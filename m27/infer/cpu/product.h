@@ -22,7 +22,8 @@ M27_INLINE int groups_of(int cols) { return (cols + kGroup - 1) / kGroup; }
 struct Acts {
   int cols = 0, groups = 0;
   float* x = nullptr;      // [tokens, groups * 32], zero behind cols
-  void* q = nullptr;       // act8 or (for int4) int8 of the same shape
+  act8* q8 = nullptr;      // rounded, of the same shape, for matrices of int8
+  int8_t* q4 = nullptr;    // and for those of int4
   float* scale = nullptr;  // [tokens, groups]
   int32_t* sums = nullptr; // of q in each group
   float* weight = nullptr; // scale * sum: what the minimum of an int4 group is multiplied by
@@ -33,35 +34,37 @@ struct Acts {
     groups = groups_of(columns);
     const size_t g = size_t(tokens) * groups;
     x = memory.take<float>(g * kGroup);
-    q = memory.take<int16_t>(g * kGroup);
+    q8 = memory.take<act8>(g * kGroup);
+    q4 = memory.take<int8_t>(g * kGroup);
     scale = memory.take<float>(g);
     sums = memory.take<int32_t>(g);
     weight = memory.take<float>(g);
   }
   float* row(int t) const { return x + t * stride(); }
   // The same vectors from token t on.
-  Acts from(Kind kind, int t) const {
+  Acts from(int t) const {
     Acts a = *this;
     a.x = row(t);
-    a.q = static_cast<uint8_t*>(q) + t * stride() * (kind == kInt8 ? sizeof(act8) : 1);
+    a.q8 += t * stride();
+    a.q4 += t * stride();
     a.scale += size_t(t) * groups;
     a.sums += size_t(t) * groups;
     a.weight += size_t(t) * groups;
     return a;
   }
 
-  // Rounds groups `first` … `last` - 1 of token t for a matrix of this kind.
-  void quantise(Kind kind, int t, int first, int last) const {
-    if (kind == kInt8) to_integers(static_cast<act8*>(q), t, first, last);
-    if (kind == kInt4) to_integers(static_cast<int8_t*>(q), t, first, last);
+  // Rounds token t for matrices of this kind.
+  void quantise(Kind kind, int t) const {
+    if (kind == kInt8) to_integers(q8, t);
+    if (kind == kInt4) to_integers(q4, t);
   }
 
  private:
   template <class T>
-  void to_integers(T* q, int t, int first, int last) const {
+  void to_integers(T* q, int t) const {
     typedef T narrow __attribute__((vector_size(W * sizeof(T))));
     typedef T narrow_any __attribute__((vector_size(W * sizeof(T)), aligned(1), may_alias));
-    for (int g = first; g < last; ++g) {
+    for (int g = 0; g < groups; ++g) {
       const float* from = row(t) + g * kGroup;
       T* to = q + t * stride() + g * kGroup;
       vf top = {};
@@ -184,13 +187,13 @@ void tile(const uint8_t* p, const Acts& a, int t, float* out, int out_stride) {
       vf scale[kLanes];
       for (int l = 0; l < kLanes; ++l) scale[l] = widen(reinterpret_cast<const half*>(p) + l * W);
       if constexpr (K == kInt8) {
-        const act8* q = static_cast<const act8*>(a.q) + t * stride + i * kGroup;
+        const act8* q = a.q8 + t * stride + i * kGroup;
         dot8<N>(p + 2 * kRows, q, stride, a.sums + from + i, g, s);
         for (int n = 0; n < N; ++n)
           for (int l = 0; l < kLanes; ++l) acc[n][l] += to_float(s[n][l]) * (scale[l] * a.scale[from + n * g + i]);
         p += 2 * kRows + kRows * kGroup;
       } else {
-        const int8_t* q = static_cast<const int8_t*>(a.q) + t * stride + i * kGroup;
+        const int8_t* q = a.q4 + t * stride + i * kGroup;
         dot4<N>(p + 4 * kRows, q, stride, s);
         for (int l = 0; l < kLanes; ++l) {
           const vf minimum = widen(reinterpret_cast<const half*>(p) + kRows + l * W);

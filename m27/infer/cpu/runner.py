@@ -35,6 +35,8 @@ _VECTORS = {
 }  # fmt: skip
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+?)(?:\.weight)?")
 _EMBED, _HEAD, _LAST = 7, 8, 4
+# The parts that have a kind of their own, each with a matrix of it.
+_KINDS = {"body": "mlp.up_proj.weight", "careful": "self_attn.o_proj.weight", "head": "lm_head.weight"}
 
 
 class CpuRunner:
@@ -63,7 +65,7 @@ class CpuRunner:
     ) -> CpuRunner:
         """Hand a decoder, or its tensors by Hugging Face name (with `config`), to the step.
 
-        `precision` is "float32", "bfloat16", "int8" or "int4" (embedding and head stay in int8), `cache`
+        `precision` is "float32", "bfloat16", "int8" or "int4" (see `quantize.kind_of`), `cache`
         "float32", "float16", "int8" or "auto" (float32 for float32, else float16). 0 threads are as many
         as this process may use. Raises BuildError where the step cannot be compiled, RunnerError for
         what it does not serve.
@@ -76,12 +78,13 @@ class CpuRunner:
             cache = "float32" if precision == "float32" else "float16"
         _serve(config, precision, cache, blocks)
         threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        kinds = {"body": precision, "head": "int8" if precision == "int4" else precision}
+        kinds = {part: quantize.kind_of(name, precision) for part, name in _KINDS.items()}
         shape = Shape(
             vocab=config.vocab_size, dim=config.dim, layers=config.n_layers, heads=config.n_heads,
             kv_heads=config.n_kv_heads, head_dim=config.head_dim, ffn=config.ffn_dim,
             max_len=config.max_len, tied=config.tied, qk_norm=config.qk_norm, cache=CACHES[cache],
-            body=KINDS[kinds["body"]], head=KINDS[kinds["head"]], blocks=blocks, threads=threads,
+            blocks=blocks,
+            threads=threads, **{part: KINDS[kind] for part, kind in kinds.items()},
         )  # fmt: skip
         library = binding.library()
         frequencies = _frequencies(config)
@@ -93,7 +96,7 @@ class CpuRunner:
             raise RunnerError(str(error)) from None
         assert handle is not None
         runner = cls(library, handle, config, blocks)
-        runner._fill(source, kinds, threads)
+        runner._fill(source, precision, threads)
         runner._facts = {
             "device": "cpu",
             "backend": f"cpu ({library.level})",
@@ -175,7 +178,7 @@ class CpuRunner:
         """Free weights and cache and end the threads; happens by itself when the runner goes."""
         self._close()
 
-    def _fill(self, state: Mapping[str, Tensor | Blocks], kinds: Mapping[str, str], threads: int) -> None:
+    def _fill(self, state: Mapping[str, Tensor | Blocks], precision: str, threads: int) -> None:
         def rounding(weight_RC: Tensor, kind: str) -> Blocks:
             return self._library.rounded(weight_RC, kind, threads)
 
@@ -195,7 +198,7 @@ class CpuRunner:
                 self._library.call("m27_set_vector", self._handle, which, layer, address(vector))
                 continue
             self._shapes[name] = (shape[0], shape[1])
-            packed = quantize.pack(value, kinds["body" if match else "head"], rounding)
+            packed = quantize.pack(value, quantize.kind_of(name, precision), rounding)
             number = _PARTS[part] if match else _EMBED if "embed" in name else _HEAD
             self._library.call(
                 "m27_set", self._handle, number, layer, shape[0], address(packed.values),

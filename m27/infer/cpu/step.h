@@ -90,26 +90,32 @@ inline void Model::work(const Batch& b) {
     });
   };
   each([&](int t) { embed(b, t); });
-  const Kind kind = Kind(s_.body);
+  const Kind body = Kind(s_.body), careful = Kind(s_.careful);
   const bool adapted = !adapter_of_.empty();
   const size_t wide = 2 * size_t(round16(s_.ffn));
   for (int l = 0; l < s_.layers; ++l) {
     const Layer& layer = layers_[l];
     each([&](int t) {
       norm(x_ + size_t(t) * width_, layer.norm1, in_.row(t));
-      in_.quantise(kind, t, 0, in_.groups);
+      in_.quantise(body, t);
+      if (careful != body) in_.quantise(careful, t);
     });
-    product(pool_, layer.qkv, in_, T, 0, layer.qkv.panels, 1, [&](int t, int unit, const float* v) {
-      memcpy(qkv_ + size_t(t) * qkv_width_ + unit * kRows, v, kRows * sizeof(float));
-    });
+    auto keep = [&](int begin, int end) {
+      return [=, this](int t, int unit, const float* v) {
+        const int row = begin + unit * kRows;
+        memcpy(qkv_ + size_t(t) * qkv_width_ + row, v, std::min(kRows, end - row) * sizeof(float));
+      };
+    };
+    product(pool_, layer.qk, in_, T, 0, layer.qk.panels, 1, keep(0, values_at_));
+    product(pool_, layer.v, in_, T, 0, layer.v.panels, 1, keep(values_at_, values_at_ + s_.kv_heads * s_.head_dim));
     if (adapted) {
       adapt(l, kQ, in_, qkv_, qkv_width_, kRows);
       adapt(l, kK, in_, qkv_ + s_.heads * s_.head_dim, qkv_width_, kRows);
-      adapt(l, kV, in_, qkv_ + (s_.heads + s_.kv_heads) * s_.head_dim, qkv_width_, kRows);
+      adapt(l, kV, in_, qkv_ + values_at_, qkv_width_, kRows);
     }
     each([&](int t) { place(b, layer, t); });
     attend(b, layer, thread);
-    if (kind >= kInt8) each([&](int t) { mixed_.quantise(kind, t, 0, mixed_.groups); });
+    if (careful >= kInt8) each([&](int t) { mixed_.quantise(careful, t); });
     auto add = [&](int t, int unit, const float* v) {
       float* x = x_ + size_t(t) * width_ + unit * kRows;
       for (int i = 0; i < kRows; i += W) store(x + i, load(x + i) + load(v + i));
@@ -118,7 +124,7 @@ inline void Model::work(const Batch& b) {
     if (adapted) adapt(l, kO, mixed_, x_, width_, kRows);
     each([&](int t) {
       norm(x_ + size_t(t) * width_, layer.norm2, in_.row(t));
-      in_.quantise(kind, t, 0, in_.groups);
+      in_.quantise(body, t);
     });
     auto gate = [&](int t, int unit, const float* v) {
       float* y = inner_.row(t) + unit * kRows;
@@ -139,7 +145,7 @@ inline void Model::work(const Batch& b) {
     } else {
       product(pool_, layer.gate_up, in_, T, 0, layer.gate_up.panels / 2, 2, gate);
     }
-    if (kind >= kInt8) each([&](int t) { inner_.quantise(kind, t, 0, inner_.groups); });
+    if (body >= kInt8) each([&](int t) { inner_.quantise(body, t); });
     product(pool_, layer.down, inner_, T, 0, layer.down.panels, 1, add);
     if (adapted) adapt(l, kDown, inner_, x_, width_, kRows);
   }
@@ -282,11 +288,10 @@ inline void Model::adapt(int layer, Part part, const Acts& in, float* y, size_t 
 }
 
 inline void Model::answer(const Batch& b) {
-  const Kind kind = Kind(s_.head);
   pool_.share(b.row_starts[b.questions], [&](int begin, int end) {
     for (int i = begin; i < end; ++i) {
       norm(x_ + size_t(b.rows[i]) * width_, last_, asked_.row(i));
-      asked_.quantise(kind, i, 0, asked_.groups);
+      asked_.quantise(Kind(s_.head), i);
     }
   });
   const Matrix& head = s_.tied ? embed_ : head_;
@@ -294,7 +299,7 @@ inline void Model::answer(const Batch& b) {
     const int row = b.row_starts[n], rows = b.row_starts[n + 1] - row;
     size_t ids = 0, before = 0;
     for (int i = b.span_starts[n]; i < b.span_starts[n + 1]; ++i) ids += b.spans[2 * i + 1] - b.spans[2 * i];
-    const Acts acts = asked_.from(kind, row);
+    const Acts acts = asked_.from(row);
     for (int i = b.span_starts[n]; i < b.span_starts[n + 1]; ++i) {
       const int from = b.spans[2 * i], to = b.spans[2 * i + 1], first = from / kRows;
       product(pool_, head, acts, rows, first, (to - 1) / kRows - first + 1, 1, [&](int t, int unit, const float* v) {
