@@ -1,4 +1,4 @@
-"""Plots as SVG, written by hand: bars of several panels, and lines over a logarithmic axis.
+"""Plots as SVG, written by hand: bars of several panels, and lines.
 
 Needs no package. Text is in the system's own face; colours are told apart in grey too.
 """
@@ -61,25 +61,22 @@ def bars(title: str, panels: Sequence[Panel]) -> str:
 
 
 def lines(title: str, x_name: str, y_name: str, series: Series) -> str:
-    """Lines with dots over a logarithmic x (base 2) and a linear y from 0."""
+    """Lines with dots, both axes linear and from 0, so that what grows in proportion is straight."""
     left, right, top, bottom = 70.0, 560.0, 46.0, 340.0
     points = [point for line in series.values() for point in line]
-    low, high = min(math.log2(x) for x, _ in points), max(math.log2(x) for x, _ in points)
-    most = max(y for _, y in points) or 1.0
-    step = _step(most)
+    far, most = (max(values) or 1.0 for values in zip(*points, strict=True))
 
     def place(x: float, y: float) -> tuple[float, float]:
-        share = (math.log2(x) - low) / ((high - low) or 1.0)
-        return left + share * (right - left), bottom - y / most * (bottom - top)
+        return left + x / far * (right - left), bottom - y / most * (bottom - top)
 
     out = [*_open(720, 390, title), _text(12, 22, title, 'font-size="15" font-weight="600"')]
-    for power in range(math.ceil(low), math.floor(high) + 1):
-        x, _ = place(2.0**power, 0)
-        out.append(_text(x, bottom + 18, f"{2**power:,}", 'text-anchor="middle"'))
+    for i in range(int(far / _step(far)) + 1):
+        x, _ = place(i * _step(far), 0)
+        out.append(_text(x, bottom + 18, f"{i * _step(far):,.4g}", 'text-anchor="middle"'))
         out.append(f'<path d="M{x:.1f} {top:g}V{bottom:g}" stroke="#e2e8f0"/>')
-    for i in range(int(most / step) + 1):
-        _, y = place(2.0**low, i * step)
-        out.append(_text(left - 8, y + 4, f"{i * step:,.4g}", 'text-anchor="end"'))
+    for i in range(int(most / _step(most)) + 1):
+        _, y = place(0, i * _step(most))
+        out.append(_text(left - 8, y + 4, f"{i * _step(most):,.4g}", 'text-anchor="end"'))
         out.append(f'<path d="M{left:g} {y:.1f}H{right:g}" stroke="#e2e8f0"/>')
     for i, (name, line) in enumerate(series.items()):
         colour = LINES[i % len(LINES)]
