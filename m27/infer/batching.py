@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m27.infer.runner import Batch, Spans, Wanted
+from m27.infer.runner import Batch, Floats, Spans, Wanted
+from m27.infer.sampler import guide
 from m27.infer.scheduler import Feed
 from m27.infer.sequence import Sequence
 
@@ -19,12 +20,21 @@ Place = tuple[int, int]  # which of `wanted`, and the row in it
 
 @dataclass
 class Rows:
-    """Where the logits of one answer are to be found: a row for its next id and for each draft's,
-    and the row that guides it."""
+    """Where the logits of one answer are to be found: a row for its next id and after each draft,
+    and the rows that guide these, if any do."""
 
     feed: Feed
     rows: list[Place]
-    guide: Place | None = None
+    guides: list[Place]
+
+    def logits_of(self, number: int, logits: Ordered[Floats]) -> Floats:
+        """The logits of the `number`-th of these, guided where something guides it."""
+        wanted, place = self.rows[number]
+        if not self.guides:
+            return logits[wanted][place]
+        other, second = self.guides[number]
+        guidance = self.feed.work.answer.turn.request.guidance
+        return guide(logits[wanted][place], logits[other][second], guidance)
 
 
 class _Writer:
@@ -93,13 +103,13 @@ def assemble(feeds: Ordered[Feed], size: int) -> tuple[Batch, list[Rows]]:
                 places.append(-1)
                 continue
             ids = sequence.ids[sequence.computed : sequence.computed + count]
-            drafts = feed.drafts if sequence is work.main else []
-            places.append(writer.add(sequence, ids + drafts, work.adapter))
+            places.append(writer.add(sequence, ids + feed.drafts, work.adapter))
         if not feed.whole:
             continue
         spans = [work.answer.spans, *feed.ahead]
-        last = places[0] - len(feed.drafts)
-        asked = [writer.want(ids, last + number) for number, ids in enumerate(spans)]
-        guide = writer.want(spans[0], places[1]) if len(places) > 1 else None
-        rows.append(Rows(feed, asked, guide))
+        asked: list[list[Place]] = [[], []]
+        for of_sequence, last in zip(asked, places, strict=False):
+            first = last - len(feed.drafts)
+            of_sequence += [writer.want(ids, first + number) for number, ids in enumerate(spans)]
+        rows.append(Rows(feed, *asked))
     return writer.batch(), rows

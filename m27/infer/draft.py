@@ -1,8 +1,9 @@
 """Ids tried ahead without a second model: prompt lookup for text, the last draws for pictures.
 
 Where the end of a text was there before, what followed it then may follow again (prompt lookup, Saxena
-2023): quotes, lists, code. Which ids are taken is decided by the model alone; see `Engine`. Knows ids
-and nothing of what they mean.
+2023): quotes, lists, code. The codes of a picture are tried several at once and drawn anew in every
+step until they stay (speculative Jacobi decoding, Teng et al. 2024). Which ids are taken is decided by
+the model alone; see `Engine`. Knows ids and nothing of what they mean.
 """
 
 from __future__ import annotations
@@ -12,6 +13,17 @@ from collections.abc import Sequence
 
 SIZES = (4, 3, 2)  # ids that must agree, the longest first
 KEPT = 256  # sequences whose index is kept
+
+
+def next_codes(
+    codes: Sequence[int], width: int, guesses: Sequence[int], most: int, first: int
+) -> list[int]:
+    """`most` codes that may follow the `codes` of a picture, `width` to a row: first the `guesses`,
+    behind them the code above each place, or to its left, or `first` where there is neither."""
+    row = [*codes, *guesses[:most]]
+    while len(row) < len(codes) + most:
+        row.append(row[-width] if len(row) >= width else row[-1] if row else first)
+    return row[len(codes) :]
 
 
 class PromptLookup:

@@ -20,7 +20,6 @@ from m27.infer.inline import Inline, Media
 from m27.infer.request import Event, Refused, Request, RequestError, Response
 from m27.infer.respond import collect
 from m27.infer.runner import Adapter, Batch, Floats, Runner, RunnerError, Spans
-from m27.infer.sampler import guide
 from m27.infer.scheduler import Feed, Limits, Scheduler
 from m27.infer.sequence import Sequence as Row
 from m27.infer.sequence import Work, most_blocks
@@ -272,7 +271,7 @@ class Engine:
     # The three parts of a step
 
     def _schedule(self) -> _Plan:
-        feeds = self.scheduler.schedule(self._propose if self._draft is not None else None)
+        feeds = self.scheduler.schedule(self._propose)
         if not feeds:
             return _Plan([])
         return _Plan(feeds, *assemble(feeds, self.blocks.size))
@@ -310,26 +309,27 @@ class Engine:
 
     def _continue(self, row: Rows, logits: list[Floats]) -> None:
         """Draw the next id of an answer, and further ones as long as they are those tried ahead."""
-        work, drafts = row.feed.work, row.feed.drafts
-        accepted = 0
-        for number, (wanted, place) in enumerate(row.rows):
-            logits_K = logits[wanted][place]
-            if row.guide is not None:
-                second_K = logits[row.guide[0]][row.guide[1]]
-                logits_K = guide(logits_K, second_K, work.answer.turn.request.guidance)
-            id = work.answer.choose(logits_K)
+        work, answer, drafts = row.feed.work, row.feed.work.answer, row.feed.drafts
+        drawing, sequences, accepted = answer.medium == "image", work.sequences, 0
+        for number in range(len(row.rows)):
+            id = answer.choose(row.logits_of(number, logits))
             length = len(work.main.ids)
             self._take(work, id)
             self._force(work)
             agrees = number < len(drafts) and drafts[number] == id
-            if not agrees or work.over or len(work.main.ids) != length + 1 or work.partner:
+            same = len(work.main.ids) == length + 1 and work.sequences == sequences
+            if not agrees or work.over or not same:
                 accepted += agrees and not work.over
                 break
             accepted += 1
+        if drawing and not work.over:
+            behind = [row.logits_of(k, logits) for k in range(number + 1, len(row.rows))]
+            answer.guesses = [answer.guess(logits_K, k) for k, logits_K in enumerate(behind)]
         self._count["drafted"] += len(drafts)
         self._count["accepted"] += accepted
         if accepted and not work.over:
-            work.main.settle(work.main.computed + accepted, self.blocks)
+            for sequence in set(work.sequences) & set(sequences):  # no partner that is new or gone
+                sequence.settle(sequence.computed + accepted, self.blocks)
 
     def _take(self, work: Work, id: int) -> None:
         """Append an id to an answer; its events come out of `media` in their time."""
@@ -350,8 +350,12 @@ class Engine:
 
     def _propose(self, work: Work, most: int) -> tuple[list[int], list[Spans]]:
         """Ids that may follow an answer, and the ids to be asked for after each."""
-        assert self._draft is not None
+        request = work.answer.turn.request
         if work.answer.in_span:
+            drafts = work.answer.codes_ahead(min(most, request.picture_window - 1))
+            return drafts, [work.answer.spans] * len(drafts)
+        most = min(most, self.limits.drafts)
+        if self._draft is None or not (request.speculate and most):
             return [], []
         drafts = self._draft(work.main.ids, most)[:most]
         ahead = work.answer.ahead(drafts)

@@ -1,10 +1,11 @@
 """Steps that only decode, captured as CUDA graphs: one launch instead of some twenty a layer.
 
-A graph has fixed shapes, so a step is padded to one of a few numbers of sequences and of tokens that
-they see; what pads it writes to the cache's last slot, which belongs to nobody. Knows the torch
-runner; the head, whose spans change from step to step, is not part of a graph.
+A graph has fixed shapes, so a step is padded to one of a few numbers of tokens and of slots that they
+see; what pads it writes to the cache's last slot, which belongs to nobody. Of a sequence that tries
+ids ahead, each token counts as a row that sees what stands before it. Knows the torch runner; the
+head, whose spans change from step to step, is not part of a graph.
 
-Shapes: S sequences, L slots that each sees.
+Shapes: S rows, one for each token; L slots that each sees.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 SHORTEST = 256
+AHEAD = 16  # tokens of one sequence; more are read cheaper together
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Padded:
 
 
 def decodes(batch: Batch) -> bool:
-    """Whether the step is one token of each of a number of sequences, none of them adapted."""
-    sequences = len(batch.adapters)
-    plain = bool((batch.adapters < 0).all())
-    return plain and 0 < sequences <= SIZES[-1] and len(batch.ids) == sequences
+    """Whether the step is one token or a few of each of its sequences, none of them adapted."""
+    if not 0 < len(batch.ids) <= SIZES[-1] or bool((batch.adapters >= 0).any()):
+        return False
+    return int(np.diff(batch.starts).max()) <= AHEAD
 
 
 def shape_of(batch: Batch) -> tuple[int, int]:
@@ -63,7 +65,8 @@ def pad(batch: Batch, rows: int, length: int, block_size: int, spare: int) -> Pa
         return out
 
     read = np.full((rows, length), spare, dtype=np.int64)
-    every = batch.tables[:, :, None].astype(np.int64) * block_size + np.arange(block_size)
+    tables = np.repeat(batch.tables, np.diff(batch.starts), axis=0)
+    every = tables[:, :, None].astype(np.int64) * block_size + np.arange(block_size)
     every = every.reshape(count, -1)[:, :length]
     seen = np.zeros((rows, length), dtype=np.bool_)
     seen[:count] = np.arange(length) <= batch.positions[:, None]

@@ -27,8 +27,8 @@ class Limits:
     `prompt_tokens` and `total_tokens`: of one request, None for what the model holds.
 
     `cache_bytes` is the room for keys and values, or `blocks` so many blocks. `reuse`: whether what
-    was computed is found again. `drafts`: ids tried ahead at most, where a request asks for that.
-    `patience`: seconds after which what waits counts as one level of priority higher.
+    was computed is found again. `drafts`: ids of text tried ahead at most, where a request asks for
+    that. `patience`: seconds after which what waits counts as one level of priority higher.
     """
 
     sequences: int = 64
@@ -53,7 +53,7 @@ class Limits:
 @dataclass
 class Feed:
     """What one answer has computed in a step: of each of its sequences so many ids, and `drafts`
-    behind those of the first. `whole` says whether the next id can be chosen after it."""
+    behind those. `whole` says whether the next id can be chosen after it."""
 
     work: Work
     counts: list[int]
@@ -257,16 +257,22 @@ class Scheduler:
         size = self.blocks.size
         for feed in self._feeds.values():
             work = feed.work
-            if not (feed.whole and work.answer.turn.request.speculate) or work.partner is not None:
+            sequences, request = work.sequences, work.answer.turn.request
+            most = self._budget // len(sequences)
+            if not (feed.whole and most and (request.speculate or request.picture_window)):
                 continue
-            most = min(self.limits.drafts, self._budget)
-            feed.drafts, feed.ahead = propose(work, most) if most > 0 else ([], [])
-            tokens = work.main.computed + feed.counts[0] + len(feed.drafts)
-            if work.main.lacks(tokens, size) > self.blocks.free:
-                feed.drafts, feed.ahead = [], []
+            drafts, ahead = propose(work, most)
+            tokens = [
+                sequence.computed + count + len(drafts)
+                for sequence, count in zip(sequences, feed.counts, strict=True)
+            ]
+            pairs = list(zip(sequences, tokens, strict=True))
+            if sum(max(row.lacks(count, size), 0) for row, count in pairs) > self.blocks.free:
                 continue
-            work.main.grow(tokens, self.blocks)
-            self._budget -= len(feed.drafts)
+            for sequence, count in pairs:
+                sequence.grow(count, self.blocks)
+            feed.drafts, feed.ahead = drafts, ahead
+            self._budget -= len(drafts) * len(sequences)
 
 
 def _importance(work: Work) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from m27.infer.draft import next_codes
 from m27.infer.request import Event, Request, RequestError, Usage
 from m27.infer.sampler import Floats, Sampler, Spans, log_probabilities, place_of
 from m27.infer.stops import Stops
@@ -110,6 +111,7 @@ class Answer:
         self.rules = turn.rules.clone() if turn.rules is not None else None
         self.sampler = Sampler(request.sampling, turn.seed, index)
         self.ids: list[int] = []
+        self.guesses: list[int] = []  # of the codes that come next in an open picture
         self.images = self.sounds = 0
         self.done = False
         self._vocabulary = turn.grammar.vocabulary
@@ -210,6 +212,27 @@ class Answer:
                 break
             spans.append(fork.spans)
         return spans
+
+    def codes_ahead(self, most: int) -> list[int]:
+        """Up to `most` codes that may come next in the open picture, at least one being left for a
+        choice behind them; [] elsewhere."""
+        picture = self.grammar.picture()
+        if picture is None or most <= 0:
+            return []
+        height, width, made = picture
+        most = min(most, height * width - made - 1)
+        codes = self.ids[len(self.ids) - made :]
+        first = self._vocabulary.image.start
+        return next_codes(codes, width, self.guesses, most, first) if most else []
+
+    def guess(self, logits_K: Floats, ahead: int) -> int:
+        """The code that `choose` would draw in the open picture `ahead` codes after the next one, had
+        it these logits (which may be changed)."""
+        self.sampler.number += ahead
+        try:
+            return self.sampler.choose(logits_K, self.spans, self.medium)
+        finally:
+            self.sampler.number -= ahead
 
     def last_event(self, cached: int = 0) -> Event:
         """What is told at the end, but for the seconds; `cached` tokens of the prompt were found."""

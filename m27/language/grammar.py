@@ -134,6 +134,10 @@ class Grammar:
         """Whether the answer is closed."""
         return self._state == "done"
 
+    def picture(self) -> tuple[int, int, int] | None:
+        """(height, width, codes so far) of the picture whose next code is due, or None."""
+        return (*self._size, self._run) if self._state == "image" else None
+
     def allowed(self) -> list[Span]:
         """The ids that may come next, as half-open ranges; empty only when done."""
         self._withheld = False

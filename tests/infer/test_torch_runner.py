@@ -129,26 +129,28 @@ def test_log_likelihoods_equal_the_full_softmax(size: int | None) -> None:
         assert np.allclose(scores, wanted, atol=1e-5)
 
 
-def test_a_padded_decoding_step_is_the_same_step() -> None:
-    """The graphs' arithmetic, run without a graph."""
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_a_padded_decoding_step_is_the_same_step(ahead: int) -> None:
+    """The graphs' arithmetic, run without a graph; the second sequence tries ids ahead."""
     made = model(LLAMA)
     runner = TorchRunner(made, blocks=12, block_size=4)
     tables = ([3, 1, 8], [0, 2, 5], [7, 6, 9])
     runner.run(batch([(list(range(1, 8 + n)), 0, table) for n, table in enumerate(tables)], [], 4))
     step = batch(
-        [([50 + n], 7 + n, table) for n, table in enumerate(tables)],
-        [Wanted(((0, 90),), [0, 1, 2])], 4,
+        [([50 + n, *range(ahead * (n == 1))], 7 + n, table) for n, table in enumerate(tables)],
+        [Wanted(((0, 90),), range(3 + ahead))], 4,
     )  # fmt: skip
     assert decodes(step)
-    assert shape_of(step) == (4, 256)
+    rows = 8 if ahead else 4
+    assert shape_of(step) == (rows, 256)
     assert shape_of(batch([([1], 256, [0] * 65)], [], 4)) == (1, 512)
     plain = runner.run(step)[0]
-    padded = pad(step, 4, 256, 4, spare=12 * 4)
+    padded = pad(step, rows, 256, 4, spare=12 * 4)
     with torch.inference_mode():
         h_SD = runner.hidden(runner.step_of(padded))
-        got = made.logits(h_SD)[:3].numpy()
+        got = made.logits(h_SD)[: 3 + ahead].numpy()
     assert np.allclose(plain, got, atol=1e-5)
-    assert not decodes(batch([([1, 2], 0, [0])], [], 4))
+    assert not decodes(batch([(list(range(17)), 0, list(range(5)))], [], 4))
     assert not decodes(batch([([1], 0, [0])], [], 4, adapters=[0]))
 
 
