@@ -60,6 +60,7 @@ def speed(
     rounds: int,
     scale: int = 1,
     minutes: float = 19.0,
+    kinds: Sequence[str] = ("one", "many"),
 ) -> dict[str, Any]:
     """Every figure of every contender, begun in time to end within `minutes`. `scale` divides all
     lengths, for a trial."""
@@ -76,6 +77,8 @@ def speed(
     try:
         for kind, asked in (("one", singles), ("many", crowds)):
             able = {c.name: peers[c.name] for c in wanted if c.name in peers and kind in c.does}
+            if kind not in kinds:
+                continue
             race(kind, able, asked, out, results, until=until)
         facts = {name: peer.facts for name, peer in peers.items()}
     finally:
@@ -88,7 +91,7 @@ def speed(
         "shape": {"one": [one, out], "many": [TOGETHER, many, out], "rounds": rounds},
         "prompts": texts.digest([ids for row in (*singles, *crowds) for ids in row]),
         "config": json.loads((checkpoint / "config.json").read_text()),
-        "contenders": report.figures(results, facts), "failed": failed,
+        "contenders": report.figures(results, facts, texts.not_text(processor)), "failed": failed,
     }  # fmt: skip
 
 
@@ -109,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--rounds", type=int, default=5)
     out.add_argument("--minutes", type=float, default=19.0, help="rounds for which no time is left are left out")
     out.add_argument("--scale", type=int, default=1, help="divide all lengths, for a trial")
+    out.add_argument("--kinds", default="one,many", help="a single request, or many, or both")
     out.add_argument("--quality", action="store_true", help="likelihoods instead of speed")
     out.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return out
@@ -131,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quality.measure(wanted, checkpoint, options.threads, path, start)
         print(report.quality_table(report.read(path)))
         return 0
-    lengths = (options.rounds, options.scale, options.minutes)
+    lengths = (options.rounds, options.scale, options.minutes, options.kinds.split(","))
     found = speed(wanted, checkpoint, options.threads, *lengths)
     found["minutes"] = round((time.perf_counter() - began) / 60, 1)
     known: Mapping[str, Any] = report.read(path)

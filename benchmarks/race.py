@@ -8,14 +8,14 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from benchmarks.peers.process import PeerFailedError
 
 Ids = list[int]
-SLOW = 0.5  # who reaches less of the best one's rate is out of the race …
+SLOW = 0.3  # a peer that reaches less of the best peer's rate is out of the race …
 BEHIND = 0.85  # … and, of many requests, a format that reaches less of its own engine's best one
 
 
@@ -106,20 +106,17 @@ def race(
         took = time.monotonic() - began
 
 
-def out_of_it(kind: str, results: Mapping[str, Result]) -> set[str]:
+def out_of_it(kind: str, results: Mapping[str, Result], ours: str = "m27") -> set[str]:
     """Who need not be measured again: of one request those `SLOW` in both prefill and decode, of
-    many those that are slow or clearly behind (`BEHIND`) another format of the same engine."""
+    many those that are slow or clearly behind (`BEHIND`) another format of the same engine. The
+    measure is the best of the others, and `ours`, the engine whose figures are asked for, stays."""
+    rivals = {name: result for name, result in results.items() if name.split()[0] != ours}
     out: set[str] = set()
-    for name, result in results.items():
-        if kind == "one":
-            figures = ("prefill", "decode")
-            slow = [_share(figure, result, results.values()) < SLOW for figure in figures]
-            if all(slow):
-                out.add(name)
-            continue
-        family = [r for other, r in results.items() if other.split()[0] == name.split()[0]]
-        slow_one = _share("many", result, results.values()) < SLOW
-        if slow_one or _share("many", result, family) < BEHIND:
+    for name, result in rivals.items():
+        figures = ("prefill", "decode") if kind == "one" else ("many",)
+        family = [r for other, r in rivals.items() if other.split()[0] == name.split()[0]]
+        slow = all(_share(figure, result, rivals.values()) < SLOW for figure in figures)
+        if slow or (kind == "many" and _share("many", result, family) < BEHIND):
             out.add(name)
     return out
 
@@ -138,7 +135,7 @@ def check(ids: Sequence[Ids], rows: int, count: int) -> None:
 
 
 def agreement(
-    ids: Mapping[str, list[Ids]], truth: Mapping[str, list[Ids]], stops: Sequence[int] = ()
+    ids: Mapping[str, list[Ids]], truth: Mapping[str, list[Ids]], stops: Container[int] = ()
 ) -> dict[str, float] | None:
     """Greedy answers against those of the reference, each up to the reference's first stop id.
 

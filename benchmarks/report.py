@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from m27.codec.media import write_atomic
 
 FIGURES = ("prefill", "ttft", "decode", "many")
 REFERENCES = ("naive float32", "transformers float32", "m27 float32")  # the first that took part
-STOPS = (0, 2)  # behind the reference's end of text engines differ in what they forbid
 SERVERS = ("OpenVINO", "llama-server", "vLLM")
 Formats = Mapping[str, Mapping[str, float]]
 
@@ -24,13 +23,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def figures(
-    results: Mapping[str, Result], facts: Mapping[str, Mapping[str, Any]]
+    results: Mapping[str, Result],
+    facts: Mapping[str, Mapping[str, Any]],
+    stops: Container[int] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Medians, values and agreement of each contender, as JSON."""
+    """Medians, values and agreement of each contender, as JSON. From the first of `stops` on an
+    answer is not compared: what may follow is not the same for all (see `agreement`)."""
     truth = next((results[name] for name in REFERENCES if name in results), None)
     out: dict[str, dict[str, Any]] = {}
     for name, result in results.items():
-        same = agreement(result.ids, truth.ids, STOPS) if truth else None
+        same = agreement(result.ids, truth.ids, stops) if truth else None
         out[name] = {
             "median": {f: round(m, 4) for f in FIGURES if (m := result.median(f)) is not None},
             "values": {f: [round(v, 4) for v in vs] for f, vs in result.values.items()},

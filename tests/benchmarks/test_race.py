@@ -123,7 +123,7 @@ def test_rounds_interleave_and_slow_ones_drop_out() -> None:
 
 
 def test_of_many_the_best_formats_go_on() -> None:
-    rates = {"a q8": 10.0, "a q4": 9.0, "a bf16": 7.0, "b": 4.0, "c": 6.0}
+    rates = {"a q8": 10.0, "a q4": 9.0, "a bf16": 7.0, "b": 2.0, "c": 6.0, "m27 x": 99.0, "m27 y": 1.0}
     results = {name: Result({"many": [rate]}) for name, rate in rates.items()}
     assert out_of_it("many", results) == {"a bf16", "b"}
 

@@ -90,3 +90,10 @@ def test_prompts_are_different_and_of_one_length() -> None:
     assert texts.prompts(processor, 1, 120, skip=2) == rows[2:]
     with pytest.raises(ValueError, match="prompts of 120000 tokens wanted, 0 there"):
         texts.prompts(processor, 1, 120_000)
+
+
+def test_text_is_what_a_text_may_hold() -> None:
+    processor = tiny.processor()
+    stops, vocabulary = texts.not_text(processor), processor.vocabulary
+    assert {vocabulary.turn_end, vocabulary.image_begin, vocabulary.audio[0]} <= stops
+    assert not stops & set(processor.encode_text("plain words"))
