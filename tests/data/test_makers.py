@@ -206,10 +206,12 @@ def test_scenes_are_asked_about_in_many_ways(pool: list[Item]) -> None:
         assert scene.image.shape == (128, 128, 3)
         known = [
             answer
-            for task in asked._EVERY
+            for task in (*first, *asked._EVERY)
             for _, _, answer in scenes.questions(task, scene, random.Random(0), None)
         ]
         assert all(answer in (*known, "yes", "no") for _, _, answer in found)
+        asks_to_count = any(answer in scenes.NUMBERS[1:] for _, _, answer in found)
+        assert asks_to_count == ("scene_count" in first), "else nearly every count is one"
 
 
 def test_vqa_questions_tell_what_is_there() -> None:

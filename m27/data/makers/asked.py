@@ -36,7 +36,8 @@ _SCENES: tuple[tuple[Maker, tuple[str, ...]], ...] = (
     (scenes.related, ("scene_relation", "scene_box")),
     (scenes.colored, ("scene_color", "scene_box", "scene_where")),
 )
-_EVERY = ("scene_count", "scene_relation", "scene_color", "scene_where", "scene_box")
+# What fills up: no count, since most scenes hold one of a thing and "one" would be nearly always right.
+_EVERY = ("scene_relation", "scene_color", "scene_where", "scene_box")
 
 
 def documents(split: Side, seed: int) -> Iterator[Document]:
@@ -96,7 +97,7 @@ def _asked_scene(
     while True:
         scene = maker(rng, pool, split)
         found: dict[str, list[Question]] = {}
-        for task in _EVERY:
+        for task in dict.fromkeys((*first, *_EVERY)):
             every = scenes.questions(task, scene, rng, _phrase(rng, split))
             found[task] = rng.sample(every, len(every))
         if all(found[task] for task in first[:1]):
