@@ -200,7 +200,7 @@ def mixture(made: Record) -> str:
     heads = ("documents", "text ids", "picture codes", "sound codes")
     return (
         f"By source, as built:\n\n{table(('source', *heads, 'licence'), sources)}\n"
-        "By task; epochs are of the stages projections, joint and sft together, runs before them had an "
+        "By task; epochs are of the stages projections to asked together, runs before them had an "
         f"earlier mixture:\n\n{table(('task', *heads, 'epochs'), tasks)}"
     )
 
@@ -230,7 +230,8 @@ def order(path: Path) -> tuple[int, str]:
     name = path.stem
     if name in ("training", "training-settled"):
         return 0, name
-    return (1 if name.endswith("-projections") else 3 if name.endswith("-sft") else 2), name
+    stage = name.rpartition("-")[2]
+    return {"projections": 1, "sft": 3, "asked": 4}.get(stage, 2), name
 
 
 def mean_media(steps: Sequence[Record]) -> dict[str, float]:

@@ -41,6 +41,7 @@ class Minutes:
     projections: float = 6.0
     joint: float = 60.0
     sft: float = 15.0
+    asked: float = 95.0
 
     def scaled(self, factor: float) -> Minutes:
         """All of them times `factor`."""
@@ -158,6 +159,7 @@ def stages(recipe: ReleaseRecipe) -> list[Stage]:
         nano("projections", "code maps near their words", length.projections, "--begin", "none"),
         nano("joint", "adapters, rows and maps", length.joint),
         nano("sft", "the same, on instructions", length.sft),
+        nano("asked", "the same, many questions a picture", length.asked),
         nano("write", "trained.safetensors and the logs"),
         report("image-codec", "recipes.image_report", "--codec", model, *made("image-codec.json"),
                "--count", str(recipe.pictures)),

@@ -1,8 +1,9 @@
 """The training stages of m27-nano: each one function that returns one typed configuration.
 
 `projections` moves only the code maps and control rows to where the codes of new codecs mean something, `joint`
-trains adapters and rows on every task, `sft` goes on at a lower rate on questions as users ask them. Each begins
-with what the stage before it left, or with the shipped weights where no such run is there.
+trains adapters and rows on every task, `sft` goes on at a lower rate on questions as users ask them, `asked` asks
+many questions about each picture or sound. Each begins with what the stage before it left, or with the shipped
+weights where no such run is there.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SOURCES: Mapping[str, int] = {
     "languages": 1_500, "grocery": 1_200, "nlvr": 500, "fashion": 1_000, "quickdraw": 1_000,
     "triples": 800, "heard_pictures": 800, "instruments": 3_000, "spoken_words": 1_500,
     "spoken_digits": 800, "speech": 3_500, "kokoro": 4_000, "environment": 1_200, "soundscapes": 800,
-    "replay": 400, "texts": 2_500,
+    "replay": 400, "texts": 2_500, "asked": 4_800,
 }  # fmt: skip
 
 # Shares of the tokens. A picture is 64 codes, so what asks for a word costs as much as what draws.
@@ -63,6 +64,13 @@ JOINT: Mapping[str, float] = {
     # words to sound
     "speak": 0.05, "sound_for_text": 0.03, "sound_for_picture": 0.02, "picture_for_sound": 0.005,
     "text": 0.05,
+}  # fmt: skip
+
+# One picture with all its questions is one document here, see `m27.data.makers.asked`.
+ASKED: Mapping[str, float] = {
+    "scene_questions": 0.33, "vqa": 0.21, "instrument_questions": 0.08,
+    "name_picture": 0.10, "caption_picture": 0.05, "name_sound": 0.045, "name_word": 0.015,
+    "place_pictures": 0.035, "story_count": 0.03, "draw": 0.03, "sound_for_text": 0.015, "text": 0.06,
 }  # fmt: skip
 
 DROP = (
@@ -120,8 +128,31 @@ def sft() -> NanoRecipe:
     return replace(recipe, train=train, begin=(NAME,))
 
 
+def asked() -> NanoRecipe:
+    """Many questions a picture: on slow cores the way to most answers an hour, about 95 minutes of one.
+
+    Nearly all loss is on answers in words. What names one thing a document has few of them, so those weigh
+    more; what draws and sounds keeps a small share so that it does not fade. Text is held to the base.
+    """
+    data = DataConfig(
+        tasks=ASKED, drop_prompt=("draw",), drop_rate=0.1, row=1024, rows=2, accumulate=1,
+        media_weights={"text": 1.0, "control": 0.3, "image": 0.2, "audio": 0.2},
+        task_weights={"text": 0.3, "name_picture": 3.0, "caption_picture": 1.5, "name_sound": 3.0,
+                      "instrument_questions": 2.0, "name_word": 2.0},
+        full_share=0.02, full_tasks=("text",), kl_tasks={"text": 0.9},
+    )  # fmt: skip
+    train = TrainConfig(
+        # Branches are known to the hand-written pass alone.
+        f"{NAME}-asked", steps=300, seed=29, path="fused", lora=LoraConfig(rank=32, alpha=32), data=data,
+        optim=OptimConfig(
+            lr=3e-4, map_lr=2e-4, control_lr=2e-4, beta2=0.99, schedule="cosine", warmup=0.08,
+        ),
+    )  # fmt: skip
+    return NanoRecipe(train, SOURCES, begin=(f"{NAME}-sft",))
+
+
 STAGES: Mapping[str, Callable[[], NanoRecipe]] = {
-    "projections": projections, "joint": joint, "sft": sft,
+    "projections": projections, "joint": joint, "sft": sft, "asked": asked,
 }  # fmt: skip
 
 

@@ -4,6 +4,8 @@ A shard is one folder, made whole or not at all:
 
     tokens.bin  uint32 ids of all documents, end to end      loss.bin  uint8, 1 where an id is a target
     index.npy   int64 [documents + 1], where each begins      tasks.npy  uint16 [documents]
+    branches.bin  uint8, which of a document's conversations an id belongs to (see `m27.data.branches`);
+                only where a document has several
     meta.json   names of the tasks, counts, the vocabulary's offsets, revisions of tokenizer and codecs
 
 It goes through the one `Processor`; it knows nothing of mixtures, rows or models.
@@ -25,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from m27.codec.media import MediaError
+from m27.data.branches import join
 from m27.data.progress import Progress
 from m27.language.codecs import AudioCodec, ImageCodec
 from m27.language.processor import Processor
@@ -65,10 +68,12 @@ def build(
     targets_of: Counter[str] = Counter()
     counts: Counter[str] = Counter()
     reasons: list[str] = []
+    branched = False
     chosen = _limited(documents, limit, task_limits or {})
     with (
         open(partial / "tokens.bin", "wb") as token_file,
         open(partial / "loss.bin", "wb") as loss_file,
+        open(partial / "branches.bin", "wb") as branch_file,
         Progress(label or f"tokens of {folder.name}", total or limit, "documents") as bar,
     ):
         for document, outcome in encode_all(chosen, processor):
@@ -78,7 +83,7 @@ def build(
                 if len(reasons) < 20:
                     reasons.append(f"{document.get('id', '?')}: {outcome}")
                 continue
-            ids, loss = outcome
+            ids, loss, branches = outcome
             if len(ids) > max_tokens or not loss[1:].any():
                 counts["long" if len(ids) > max_tokens else "empty"] += 1
                 continue
@@ -86,6 +91,8 @@ def build(
             tasks.append(names.setdefault(task, len(names)))
             token_file.write(ids.tobytes())
             loss_file.write(loss.tobytes())
+            branch_file.write(branches.tobytes())
+            branched = branched or bool(branches.any())
             starts.append(starts[-1] + len(ids))
             tokens_of[task] += len(ids)
             targets_of[task] += int(loss[1:].sum())
@@ -93,6 +100,8 @@ def build(
         shutil.rmtree(partial, ignore_errors=True)
         why = f"; the first: {reasons[0]}" if reasons else ""
         raise ShardError(f"{folder.name}: no usable document ({dict(counts)}){why}")
+    if not branched:
+        (partial / "branches.bin").unlink()
     np.save(partial / "index.npy", np.asarray(starts, dtype=np.int64))
     np.save(partial / "tasks.npy", np.asarray(tasks, dtype=np.uint16))
     meta = {
@@ -139,13 +148,14 @@ def is_current(folder: str | Path, processor: Processor) -> bool:
     return all(meta.get(key) == value for key, value in wanted.items())
 
 
-Outcome = tuple[NDArray[np.uint32], NDArray[np.uint8]] | str
+# Ids, loss flags and branches, or why there are none.
+Outcome = tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint8]] | str
 
 
 def encode_all(
     documents: Iterable[Mapping[str, Any]], processor: Processor
 ) -> Iterator[tuple[Mapping[str, Any], Outcome]]:
-    """Each document with its ids and loss flags, or with the reason why it has none; in order.
+    """Each document with its ids, loss flags and branches, or with the reason why it has none; in order.
 
     Pictures of many documents go through the codec together, which is several times faster.
     """
@@ -166,17 +176,24 @@ def _encode_some(
     _picture_codes([p for d in documents for p in _raw_pictures(d)], processor)
     for document in documents:
         try:
-            encoded = processor.encode(document["messages"])
-        except (MessageError, MediaError) as error:
-            yield document, str(error)
-            continue
-        ids = np.asarray(encoded.ids, dtype=np.uint32)
-        yield document, (ids, np.asarray(encoded.loss, dtype=np.uint8))
+            encoded = [processor.encode(messages) for messages in _conversations(document)]
+            outcome: Outcome = join(
+                [(np.asarray(e.ids, np.uint32), np.asarray(e.loss, np.uint8)) for e in encoded]
+            )
+        except (MessageError, MediaError, ValueError) as error:
+            outcome = str(error)
+        yield document, outcome
+
+
+def _conversations(document: Mapping[str, Any]) -> list[Sequence[Mapping[str, Any]]]:
+    """The document's messages, and those of its branches."""
+    return [document["messages"], *document.get("branches", ())]
 
 
 def _raw_pictures(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The image parts whose arrays are already of the default size, so need only the codec."""
-    contents = [m["content"] for m in document["messages"] if not isinstance(m["content"], str)]
+    messages = [message for one in _conversations(document) for message in one]
+    contents = [m["content"] for m in messages if not isinstance(m["content"], str)]
     return [
         part
         for content in contents

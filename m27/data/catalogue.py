@@ -31,6 +31,7 @@ PICTURES: dict[str, str] = {
     "made_books": "m27.data.makers.made_books",
     "languages": "m27.data.makers.languages",
     "heard_pictures": "m27.data.makers.heard_pictures",
+    "asked": "m27.data.makers.asked",
 }
 SOUNDS: dict[str, str] = {
     "environment": "m27.data.sources.environment",

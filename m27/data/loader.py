@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from m27.data.branches import positions as branch_positions
 from m27.data.mixture import Corpus, Draw, State, content
 from m27.data.pack import Packer
 
@@ -27,7 +28,8 @@ class Batch:
     """One micro-batch. `documents` is −1 and ids are 0 on padding; positions restart with each document.
 
     `places` are flat places in [B*T] whose state predicts `targets`; `weights` their loss weights, `media`
-    the index in `MEDIA` and `tasks` that in the corpus's tasks, all [M].
+    the index in `MEDIA` and `tasks` that in the corpus's tasks, all [M]. `branches`, where a document
+    has several, tells its conversations apart: one sees branch 0 and its own.
     """
 
     ids_BT: Tensor
@@ -38,10 +40,12 @@ class Batch:
     weights_M: Tensor
     media_M: Tensor
     tasks_M: Tensor
+    branches_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+        held = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return Batch(**{name: tensor.to(device) for name, tensor in held.items()})
 
 
 class Loader:
@@ -83,6 +87,7 @@ class Loader:
         ids = np.zeros((len(rows), length), dtype=np.int64)
         documents = np.full((len(rows), length), -1, dtype=np.int64)
         positions = np.zeros((len(rows), length), dtype=np.int64)
+        branches = np.zeros((len(rows), length), dtype=np.int64)
         places, targets, tasks = [], [], []
         number = 0
         for r, row in enumerate(rows):
@@ -92,7 +97,12 @@ class Loader:
                 end = at + len(tokens)
                 ids[r, at:end] = tokens
                 documents[r, at:end] = number
-                positions[r, at:end] = np.arange(len(tokens))
+                parts = None if draw.bare else self.corpus.branches(draw.document)
+                if parts is None:
+                    positions[r, at:end] = np.arange(len(tokens))
+                else:
+                    positions[r, at:end] = branch_positions(parts)
+                    branches[r, at:end] = parts
                 hit = np.flatnonzero(loss[1:])
                 places.append(r * length + at + hit)
                 targets.append(tokens[1:][hit])
@@ -103,7 +113,9 @@ class Loader:
         task = np.concatenate(tasks)
         medium = self.media(target)
         weight = self.medium_weight[medium] * self.task_weight[task]
-        arrays = (ids, documents, positions, np.concatenate(places), target, weight, medium, task)
+        arrays = [ids, documents, positions, np.concatenate(places), target, weight, medium, task]
+        if branches.any():
+            arrays.append(branches)
         return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
     def media(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -38,6 +38,7 @@ class Corpus:
         self.tasks: list[str] = []
         self._tokens: list[NDArray[np.uint32]] = []
         self._loss: list[NDArray[np.uint8]] = []
+        self._branches: list[NDArray[np.uint8] | None] = []
         self._index: list[NDArray[np.int64]] = []
         task_parts, digest = [], hashlib.sha256()
         for folder in map(Path, folders):
@@ -57,9 +58,13 @@ class Corpus:
             index = np.load(folder / "index.npy")
             tokens = np.memmap(folder / "tokens.bin", dtype=np.uint32, mode="r")
             loss = np.memmap(folder / "loss.bin", dtype=np.uint8, mode="r")
+            path, branches = folder / "branches.bin", None
+            if path.is_file():
+                branches = np.memmap(path, dtype=np.uint8, mode="r")
         except (OSError, ValueError) as error:
             raise ShardError(f"{folder}: not a whole shard ({error})") from None
-        if meta.get("format") != FORMAT or len(tokens) != index[-1] or len(loss) != index[-1]:
+        parts = [part for part in (tokens, loss, branches) if part is not None]
+        if meta.get("format") != FORMAT or any(len(part) != index[-1] for part in parts):
             raise ShardError(f"{folder}: not a whole shard of format {FORMAT!r}")
         for key in ("vocabulary", "vocabulary_hash", "unconditional", "image_codec", "audio_codec"):
             if self.meta.setdefault(key, meta[key]) != meta[key]:
@@ -68,6 +73,7 @@ class Corpus:
                 )
         self._tokens.append(tokens)
         self._loss.append(loss)
+        self._branches.append(branches)
         self._index.append(index)
         return meta
 
@@ -79,11 +85,24 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def document(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Ids and loss flags of a document, by number."""
+    def _place(self, number: int) -> tuple[int, int, int]:
+        """The shard of a document, and where it begins and ends there."""
         shard = int(np.searchsorted(self._first, number, side="right")) - 1
         index = self._index[shard]
         begin, end = (int(index[number - self._first[shard] + i]) for i in (0, 1))
+        return shard, begin, end
+
+    def branches(self, number: int) -> NDArray[np.int64] | None:
+        """Which of its conversations each id of a document belongs to; None where it is one."""
+        shard, begin, end = self._place(number)
+        found = self._branches[shard]
+        if found is None or not found[begin:end].any():
+            return None
+        return np.asarray(found[begin:end], dtype=np.int64)
+
+    def document(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Ids and loss flags of a document, by number."""
+        shard, begin, end = self._place(number)
         ids = np.asarray(self._tokens[shard][begin:end], dtype=np.int64)
         return ids, np.asarray(self._loss[shard][begin:end], dtype=np.bool_)
 

@@ -65,7 +65,7 @@ def load_engine(
     processor = Processor.load(folder)
     runner = load_runner(folder, precision, device, backend, threads, limits, cache)
     if "media" not in options:
-        options["media"] = MediaWorker(processor)
+        options["media"] = MediaWorker(processor, preload=True)
     options.setdefault("make_rules", JsonSchemas(processor))
     options.setdefault("draft", PromptLookup())
     return engine(runner, processor, limits, **options)

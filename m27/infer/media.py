@@ -10,15 +10,18 @@ Codes: h w grid of a picture, r of its rows.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
-from collections.abc import Hashable, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 
-from m27.infer.media_jobs import Jobs, Lane, Sound, warm
+from m27.infer.media_jobs import Jobs, Lane, Sound
 from m27.infer.request import Event
 from m27.infer.stops import Stops
 from m27.language.codecs import Codecs
@@ -27,6 +30,14 @@ from m27.language.stream import DecodeError, StreamDecoder
 from m27.runtime import lone_thread
 
 K = TypeVar("K", bound=Hashable)
+_workers: weakref.WeakSet[MediaWorker[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the interpreter's end, before it stops threads that compute where they cannot be stopped."""
+    for worker in list(_workers):
+        worker.close()
 
 
 class MediaWorker(Generic[K]):
@@ -34,7 +45,7 @@ class MediaWorker(Generic[K]):
 
     `previews`: a picture so far after every so many rows of codes, 0 for none. `threads`: how many
     decode, each computing on one core. `room`: bytes of decoded media that may wait to be polled;
-    decoding pauses above. `preload`: load the codecs at once, in the background.
+    decoding pauses above. `preload`: load the codecs that there are at once, in the background.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class MediaWorker(Generic[K]):
         ]
         for thread in self._threads:
             thread.start()
+        _workers.add(self)
 
     def open(self, key: K, stops: Stops | None = None, live: bool = True) -> None:
         """Begin an answer. With `live` off there are no previews and no audio packets, only whole
@@ -228,6 +240,27 @@ def _work(jobs: Jobs, codecs: Codecs, preload: bool) -> None:
     """A decoding thread. The engine's threads want the cores, so torch has one here."""
     lone_thread()
     if preload:
-        with suppress(Exception):  # whoever needs the codec will be told
-            warm(codecs)
+        for part in warm(codecs):
+            with suppress(Exception):  # whoever needs the codec will be told
+                if not jobs.closed:
+                    part()
     jobs.run(codecs)
+
+
+def warm(codecs: Codecs) -> list[Callable[[], object]]:
+    """What loads the codecs and runs each once, one part after the other, so that the first picture
+    and the first sound wait for neither; nothing where there is no codec."""
+
+    def run_audio() -> None:
+        if (codec := codecs.audio) is not None:
+            with torch.inference_mode():
+                stream = codec.stream()
+                stream.push(torch.zeros(16, dtype=torch.int64))
+                stream.flush()
+
+    return [
+        lambda: codecs.image,
+        lambda: codecs.decode_images(np.zeros((1, 8, 8), dtype=np.int64)),
+        lambda: codecs.audio,
+        run_audio,
+    ]

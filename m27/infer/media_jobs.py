@@ -204,6 +204,11 @@ class Jobs:
         with self._lock:
             return len(self._sounds) + len(self._pictures) + self._running
 
+    @property
+    def closed(self) -> bool:
+        """Whether the threads are to end."""
+        return self._closed
+
     def close(self) -> None:
         """Let the threads end."""
         with self._lock:
@@ -375,16 +380,6 @@ def _sound(codecs: Codecs, sound: Sound) -> list[Event]:
         audio = {} if sound.stream is None else {"audio": whole}
         events.append({"type": "audio", **audio, "codes": codes_N})
     return events
-
-
-def warm(codecs: Codecs) -> None:
-    """Load the codecs and run each once, so that the first picture and sound wait for neither."""
-    codecs.decode_images(np.zeros((1, 8, 8), dtype=np.int64))
-    if (codec := codecs.audio) is not None:
-        with torch.inference_mode():
-            stream = codec.stream()
-            stream.push(torch.zeros(16, dtype=torch.int64))
-            stream.flush()
 
 
 def _size(event: Event) -> int:

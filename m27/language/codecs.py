@@ -9,6 +9,7 @@ Shapes: B batch, T samples at 16 kHz, N audio codes, H W pixels, h w grid of ima
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -87,6 +88,7 @@ class Codecs:
         """`sizes` are the numbers of image and of audio codes that the vocabulary has."""
         self._sizes = sizes
         self._folder = folder
+        self._loading = threading.Lock()  # one thread loads, others that want the same wait for it
         self._image = _checked(image, sizes[0], "image")
         self._audio = _checked(audio, sizes[1], "audio")
 
@@ -96,7 +98,10 @@ class Codecs:
         if self._image is None and self._has("image_codec.safetensors"):
             from m27.codec.image import ImageCodec as Shipped
 
-            self._image = _checked(Shipped.load(self._folder or ""), self._sizes[0], "image")
+            with self._loading:
+                if self._image is None:
+                    codec = Shipped.load(self._folder or "")
+                    self._image = _checked(codec, self._sizes[0], "image")
         return self._image
 
     @property
@@ -105,7 +110,10 @@ class Codecs:
         if self._audio is None and self._has("audio_codec.safetensors"):
             from m27.codec.audio import AudioCodec as Shipped
 
-            self._audio = _checked(Shipped.load(self._folder or ""), self._sizes[1], "audio")
+            with self._loading:
+                if self._audio is None:
+                    codec = Shipped.load(self._folder or "")
+                    self._audio = _checked(codec, self._sizes[1], "audio")
         return self._audio
 
     def _has(self, name: str) -> bool:

@@ -21,11 +21,15 @@ _BLOCK = 256  # queries of a longer document are taken in blocks of this many
 
 @dataclass(frozen=True)
 class Group:
-    """Documents of one padded length: which [token, key head] rows they read, which of them are padding."""
+    """Documents of one padded length: which [token, key head] rows they read, which of them are padding.
+
+    A document of several branches is a group of its own, with masks of its own.
+    """
 
     length: int
     rows: Tensor
     padding: Tensor
+    masks: dict[tuple[int, int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,19 +55,31 @@ def spans(documents_BT: Tensor) -> list[tuple[int, int]]:
 
 
 def layout(
-    documents_BT: Tensor, kv_heads: int, group: int, dtype: torch.dtype, step: int = _STEP
+    documents_BT: Tensor,
+    kv_heads: int,
+    group: int,
+    dtype: torch.dtype,
+    step: int = _STEP,
+    branches_BT: Tensor | None = None,
 ) -> Layout:
-    """Plan the attention of rows of documents [B, T] for `group` query heads on each of `kv_heads`."""
-    by_length: dict[int, list[tuple[int, int]]] = {}
+    """Plan the attention of rows of documents [B, T] for `group` query heads on each of `kv_heads`.
+
+    With `branches` [B, T] a token sees of its document the branch 0 and its own.
+    """
+    by_length: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    branches_N = None if branches_BT is None else branches_BT.flatten()
     for start, end in spans(documents_BT):
-        by_length.setdefault(-(-(end - start) // step) * step, []).append((start, end))
+        forked = branches_N is not None and bool(branches_N[start:end].any())
+        # Alone where it is forked: no two such documents have the same mask.
+        key = (-(-(end - start) // step) * step, start if forked else -1)
+        by_length.setdefault(key, []).append((start, end))
     device = documents_BT.device
     back = torch.empty(documents_BT.numel(), kv_heads, dtype=torch.long)
     heads = torch.arange(kv_heads)
     groups: list[Group] = []
     masks: dict[tuple[int, int], Tensor] = {}
     base = 0
-    for length, members in sorted(by_length.items()):
+    for (length, forked_at), members in sorted(by_length.items()):
         rows, padding = [], []
         for start, end in members:
             # Order within a document: key head, then token; padding reads the document's first token.
@@ -76,9 +92,20 @@ def layout(
             lost = base + heads[:, None] * length + torch.arange(real, length)
             padding.append((lost - _first(groups)).flatten())
             base += kv_heads * length
-        groups.append(Group(length, torch.cat(rows).to(device), torch.cat(padding).to(device)))
+        own: dict[tuple[int, int], Tensor] = {}
         for first, last in blocks(length):
-            masks[last - first, last] = _mask(last - first, last, group, dtype, device)
+            mask = _mask(last - first, last, group, dtype, device)
+            if forked_at < 0:
+                masks[last - first, last] = mask
+            elif branches_N is not None:
+                start, end = members[0]
+                hidden = _other_branches(branches_N[start:end], first, last)
+                own[last - first, last] = mask.masked_fill(
+                    hidden.repeat_interleave(group, dim=0).to(device), float("-inf")
+                )
+        groups.append(
+            Group(length, torch.cat(rows).to(device), torch.cat(padding).to(device), own or None)
+        )
     return Layout(tuple(groups), back.flatten().to(device), masks)
 
 
@@ -97,6 +124,14 @@ def _mask(queries: int, keys: int, group: int, dtype: torch.dtype, device: torch
     return future.triu(keys - queries + 1).repeat_interleave(group, dim=0)
 
 
+def _other_branches(branches_L: Tensor, first: int, last: int) -> Tensor:
+    """[queries, keys]: whether a key is of another branch than the query's and not of the beginning."""
+    padded = torch.zeros(last, dtype=branches_L.dtype)
+    real = min(last, len(branches_L))
+    padded[:real] = branches_L[:real].cpu()
+    return (padded[None] != 0) & (padded[None] != padded[first:last, None])
+
+
 def attend(q_NKE: Tensor, k_NKH: Tensor, v_NKH: Tensor, layout: Layout) -> tuple[Tensor, Saved]:
     """Attend; `q` is already scaled. Out: [N, K*E] and what the backward pass needs."""
     tokens, kv_heads, width = k_NKH.shape
@@ -113,7 +148,8 @@ def attend(q_NKE: Tensor, k_NKH: Tensor, v_NKH: Tensor, layout: Layout) -> tuple
         heads = q.shape[1] // length
         weights, out = [], torch.empty_like(q)
         for first, last in blocks(length):
-            mask = layout.masks[last - first, last].expand(q.shape[0], -1, -1)
+            masks = group.masks or layout.masks
+            mask = masks[last - first, last].expand(q.shape[0], -1, -1)
             window = slice(first * heads, last * heads)
             scores = torch.baddbmm(mask, q[:, window], k[:, :last].transpose(1, 2))
             p = torch.softmax(scores, dim=-1)

@@ -65,7 +65,7 @@ class FusedPass:
         base_mD = None if plan.teacher is None else self._base(plan.teacher)
         ids_N = batch.ids_BT.flatten()
         documents_BT = batch.documents_BT.to(ids_N.device)
-        where = layout(documents_BT, *self._heads, self.dtype)
+        where = layout(documents_BT, *self._heads, self.dtype, branches_BT=batch.branches_BT)
         x_ND = self.rows.embed(ids_N)
         h_ND, tape = self.fused.forward(x_ND, batch.positions_BT.flatten(), where)
         losses, g_MD = _head(self.rows, h_ND, batch, plan, base_mD, total_weight)
@@ -111,6 +111,8 @@ class PlainPass:
 
     def run(self, batch: Batch, plan: Plan, total_weight: float) -> Losses:
         """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
+        if batch.branches_BT is not None:
+            raise ValueError("documents with branches need path=fused, whose attention knows them")
         base_mD = None if plan.teacher is None else self._base(plan.teacher)
         ids_N = batch.ids_BT.flatten()
         x_ND = self.rows.embed(ids_N).requires_grad_()

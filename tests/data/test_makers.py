@@ -13,7 +13,7 @@ from PIL import Image
 from m27.codec import media
 from m27.data import boxes, holdout
 from m27.data import messages as say
-from m27.data.makers import books, canvas, scenes, triples
+from m27.data.makers import asked, books, canvas, scenes, triples
 from m27.data.prompts import PROMPTS, ask
 from m27.data.sources import easy_vqa, stamps, storybooks
 from m27.data.sources.base import Item, plain, with_article
@@ -195,6 +195,33 @@ def test_scene_documents(pool: list[Item], monkeypatch: pytest.MonkeyPatch) -> N
     assert all(re.fullmatch(r"[0-8]( [0-8]){3}", box) for box in corners)
     kinds = [d["id"].rsplit("/", 1)[1] for d in test if d["task"] == "scene_relation"]
     assert set(kinds) == {"where", "what", "is"}
+
+
+def test_scenes_are_asked_about_in_many_ways(pool: list[Item]) -> None:
+    for number, (maker, first) in enumerate(asked._SCENES):
+        rng = random.Random(number)
+        scene, found = asked._asked_scene(maker, first, rng, pool, "train")
+        assert 1 <= len(found) <= asked.MOST
+        assert len({question for _, question, _ in found}) == len(found)
+        assert scene.image.shape == (128, 128, 3)
+        known = [
+            answer
+            for task in (*first, *asked._EVERY)
+            for _, _, answer in scenes.questions(task, scene, random.Random(0), None)
+        ]
+        assert all(answer in (*known, "yes", "no") for _, _, answer in found)
+        asks_to_count = any(answer in scenes.NUMBERS[1:] for _, _, answer in found)
+        assert asks_to_count == ("scene_count" in first), "else nearly every count is one"
+
+
+def test_vqa_questions_tell_what_is_there() -> None:
+    pairs = [("what color is the shape?", "red"), ("is there a red shape?", "yes")]
+    pairs += [(f"is there a {n} shape?", "no") for n in range(9)]
+    pairs += [("is there not a red shape?", "no"), ("is there not a blue shape?", "yes")]
+    chosen = asked.telling(pairs, random.Random(0))
+    assert {pairs[0], pairs[1], pairs[11]} <= set(chosen)
+    assert len(chosen) == 6
+    assert chosen != asked.telling(pairs, random.Random(1)), "in any order"
 
 
 def words_of(document: Any) -> list[str]:

@@ -1,9 +1,12 @@
 """engine.py: valid answers from any weights, the same as the naive loop, cut where they must be."""
 
 import random
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -201,6 +204,44 @@ def test_load_reads_the_shipped_layout(tmp_path, monkeypatch: pytest.MonkeyPatch
     assert [p["type"] for p in content] == ["image", "audio"]
     with pytest.raises(RequestError, match="no model"):
         Engine.load(tmp_path / "nowhere")
+
+
+def test_codecs_are_loaded_beside_the_engine(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, loaded = threading.Event(), threading.Semaphore(0)
+
+    class Slow(tiny.TinyImageCodec):
+        @classmethod
+        def load(cls, folder: str | Path, device: str = "cpu") -> "Slow":
+            assert go.wait(60)
+            loaded.release()
+            return cls()
+
+    monkeypatch.setattr("m27.codec.image.ImageCodec", Slow)
+    monkeypatch.setattr("m27.codec.audio.AudioCodec", tiny.TinyAudioCodec)
+    tiny.write_model(tmp_path)
+    engine = Engine.load(tmp_path, precision="float32")
+    codecs = engine.processor.codecs
+    words = engine.chat(ask("hi", modalities=("text",), max_tokens=5))  # waits for no codec
+    assert words.usage.completion_tokens > 0 and codecs._image is None
+    go.set()
+    assert loaded.acquire(timeout=60)
+    ends = time.monotonic() + 60
+    while codecs._audio is None and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert codecs._image is not None and codecs._audio is not None  # nobody has asked for them
+    picture = engine.chat(ask("hi", plan=("image",), max_tokens=100)).content[0]
+    assert picture["type"] == "image" and not loaded.acquire(blocking=False)  # once
+    engine.close()
+
+
+def test_a_model_without_codecs_loads_none(tmp_path) -> None:
+    tiny.write_model(tmp_path)
+    for name in ("image_codec.safetensors", "audio_codec.safetensors"):
+        (tmp_path / name).unlink()
+    engine = Engine.load(tmp_path, precision="float32")
+    parts = engine.chat(ask("hi", plan=("image", "audio"), max_tokens=200)).content
+    assert [sorted(part) for part in parts] == [["codes", "type"]] * 2
+    engine.close()
 
 
 def test_events_without_an_end_are_an_error() -> None:

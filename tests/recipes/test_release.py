@@ -38,7 +38,7 @@ def test_all_stages_run_in_order_and_then_none(recipe):
     first, second = Stubs(), Stubs()
     assert release.release(recipe, run=first) == 0
     assert first.ran == names(recipe)
-    order = "fetch image-encoder image-decoder base build projections joint sft write eval card"
+    order = "fetch image-encoder image-decoder base build projections joint sft asked write eval card"
     assert [name for name in first.ran if name in order.split()] == order.split()
     assert release.release(recipe, run=second) == 0
     assert second.ran == []

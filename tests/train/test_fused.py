@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from m27.data.branches import positions as branch_positions
 from m27.model.attention import restarting_positions
 from m27.model.config import SIZES
 from m27.model.decoder import Decoder
@@ -110,6 +111,52 @@ def test_attention_in_groups_equals_one_masked_row():
     torch.testing.assert_close(gq * width**-0.5, q.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gk, k.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gv, v.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_branches_are_what_their_conversations_are_alone():
+    """One document of a beginning and three branches against three documents, forward and backward."""
+    decoder = fixtures.decoder()
+    config = decoder.config
+    adapters = Adapters(decoder, LoraConfig(rank=4))
+    for name, parameter in adapters.parameters().items():
+        if name.endswith("lora_B"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    fused = Fused(decoder, adapters, torch.float32)
+    shape = (config.n_kv_heads, config.n_heads // config.n_kv_heads, torch.float32)
+    shared, lengths = 210, (70, 20, 33)
+    branch = torch.tensor([0] * shared + [n for n, k in enumerate(lengths, 1) for _ in range(k)])
+    x = torch.randn(len(branch), config.dim)
+    g = torch.randn(len(branch), config.dim)
+    g[:shared] = 0
+    alone = [(branch == 0) | (branch == n) for n in (1, 2, 3)]
+
+    def run(x_ND, g_ND, documents, positions, branches=None):
+        plan = attention.layout(documents[None], *shape, branches_BT=branches)
+        h, tape = fused.forward(x_ND, positions, plan)
+        gx = fused.backward(g_ND, tape)
+        grads = {name: p.grad.clone() for name, p in adapters.parameters().items()}
+        for parameter in adapters.parameters().values():
+            parameter.grad = None
+        return h, gx, grads
+
+    positions = torch.from_numpy(branch_positions(branch.numpy()))
+    other = torch.full((40,), 7)  # a plain document beside it
+    documents = torch.cat([torch.zeros_like(branch), other])
+    beside = torch.randn(40, config.dim)
+    got = run(
+        torch.cat([x, beside]), torch.cat([g, torch.zeros_like(beside)]), documents,
+        torch.cat([positions, torch.arange(40)]), torch.cat([branch, 0 * other])[None],
+    )  # fmt: skip
+    index = torch.cat([chosen.nonzero().flatten() for chosen in alone])
+    each = torch.cat([torch.full((int(c.sum()),), n) for n, c in enumerate(alone)])
+    places = torch.cat([torch.arange(int(c.sum())) for c in alone])
+    want = run(x[index], g[index], each, places)
+    torch.testing.assert_close(got[0][index], want[0], rtol=1e-4, atol=1e-4)
+    gx = torch.zeros_like(x).index_add_(0, index, want[1])
+    torch.testing.assert_close(got[1][: len(x)], gx, rtol=1e-4, atol=2e-4)
+    for name, grad in want[2].items():
+        scale = float(grad.abs().max())
+        torch.testing.assert_close(got[2][name], grad, rtol=1e-4, atol=1e-5 * scale)
 
 
 def test_kernels_differentiate_themselves_rightly():

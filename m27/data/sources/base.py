@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,12 +65,16 @@ class Item:
 
 
 class Document(TypedDict):
-    """One training or test example: a conversation with raw media in its parts."""
+    """One training or test example: a conversation with raw media in its parts.
+
+    `branches` are further conversations that begin as it does; see `m27.data.branches`.
+    """
 
     id: str
     task: str
     source: str
     messages: list[dict[str, Any]]
+    branches: NotRequired[list[list[dict[str, Any]]]]
 
 
 Items = Callable[[], Iterator[Item]]

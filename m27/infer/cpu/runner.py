@@ -77,7 +77,9 @@ class CpuRunner:
         if cache == "auto":
             cache = "float32" if precision == "float32" else "float16"
         _serve(config, precision, cache, blocks)
-        threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        if threads < 1:
+            usable = getattr(os, "sched_getaffinity", None)
+            threads = len(usable(0)) if usable else (os.cpu_count() or 1)
         kinds = {part: quantize.kind_of(name, precision) for part, name in _KINDS.items()}
         shape = Shape(
             vocab=config.vocab_size, dim=config.dim, layers=config.n_layers, heads=config.n_heads,
