@@ -253,3 +253,19 @@ def test_budget_too_small(vocabulary: Vocabulary) -> None:
     Grammar(vocabulary, ["image"]).budget(69)
     with pytest.raises(GrammarError):
         Grammar(vocabulary).budget(0)
+
+
+def test_a_least_length_of_text_puts_off_the_end_as_far_as_the_budget_goes():
+    vocabulary = Vocabulary()
+    grammar = Grammar(vocabulary, modalities=("text",), min_text=3)
+    grammar.budget(10)
+    for left in (3, 2, 1):
+        assert (vocabulary.turn_end, vocabulary.turn_end + 1) not in grammar.allowed(), left
+        grammar.advance(100)
+    assert (vocabulary.turn_end, vocabulary.turn_end + 1) in grammar.allowed()
+    short = Grammar(vocabulary, modalities=("text",), min_text=9)
+    short.budget(2)
+    short.advance(100)
+    assert short.allowed() == [(vocabulary.turn_end, vocabulary.turn_end + 1)]
+    with pytest.raises(GrammarError, match="min_text 5 is more than max_text 4"):
+        Grammar(vocabulary, min_text=5, max_text=4)
