@@ -28,6 +28,7 @@ from recipes.stages import STAGES, joint
 # Sources whose documents are made of other sources' items.
 MADE = {
     "scenes": "as its cut-outs: emoji, fluent, stamps, openclipart",
+    "asked": "as easy_vqa, scenes and instruments",
     "books": "CC-BY 3.0, credits a story (African Storybook)",
     "triples": "as stamps",
     "made_books": "as its cut-outs, see scenes",
