@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from m27.infer.cpu import BuildError, CpuRunner
 from m27.infer.engine import Engine
 from m27.infer.naive import NaiveEngine
-from m27.infer.request import Response
+from m27.infer.request import Request, Response
 from m27.infer.scheduler import Limits
 from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
 from m27.model import checkpoint
+from m27.model.decoder import Decoder
 from tests import tiny
 from tests.infer import mixed
 
@@ -93,21 +95,39 @@ def test_an_answer_does_not_depend_on_its_company(expected: list[Response]) -> N
         assert mixed.differences(engine.chat(ASKED[number]), expected[number]) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("reuse", [True, False])
-def test_200_requests_to_the_shipped_weights_equal_the_oracles(reuse: bool) -> None:
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Decoder, Processor, list[Request], list[list[int]]]:
+    """The shipped model, 200 greedy requests, and the ids of the oracle's answers (minutes)."""
     model, processor = checkpoint.load(WEIGHTS), Processor.load(WEIGHTS)
     asked = mixed.greedy(mixed.requests(200, adapters=(None, None, *NAMES)))
     naive = NaiveEngine(model, processor)
-    adapters = [mixed.adapter(model.config, name, k, size=0.02) for k, name in enumerate(NAMES)]
-    for one in adapters:
-        naive.add_adapter(one.name, one)
-    expected = [naive.chat(request) for request in asked]
-    for chunk, blocks in ((1, 40), (7, 60), (64, 40), (512, 4000)):
-        engine = Engine(TorchRunner(model, blocks), processor, Limits(chunk=chunk, reuse=reuse))
-        for one in adapters:
-            engine.add_adapter(one.name, one)
-        got = mixed.arriving(engine, asked, seed=chunk)
-        for a, b in zip(expected, got, strict=True):
-            assert list(a.ids) == list(b.ids)
-        assert engine.blocks.used == 0
+    for k, name in enumerate(NAMES):
+        naive.add_adapter(name, mixed.adapter(model.config, name, k, size=0.02))
+    return model, processor, asked, [list(naive.chat(request).ids) for request in asked]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["cpu", "torch"])
+@pytest.mark.parametrize(
+    ("chunk", "blocks", "reuse"), [(512, 4000, True), (64, 60, True), (7, 60, False), (1, 40, True)]
+)
+def test_200_requests_to_the_shipped_weights_equal_the_oracles(
+    shipped: tuple[Decoder, Processor, list[Request], list[list[int]]],
+    runner: str, chunk: int, blocks: int, reuse: bool,
+) -> None:  # fmt: skip
+    model, processor, asked, expected = shipped
+    limits = Limits(chunk=chunk, reuse=reuse)
+    if runner == "torch":
+        engine = Engine(TorchRunner(model, blocks), processor, limits)
+    else:
+        try:
+            fast = CpuRunner.load(model, precision="float32", blocks=blocks)
+        except BuildError as error:
+            pytest.skip(str(error))
+        engine = Engine(fast, processor, limits)
+    for k, name in enumerate(NAMES):
+        engine.add_adapter(name, mixed.adapter(model.config, name, k, size=0.02))
+    got = mixed.arriving(engine, asked, seed=chunk)
+    assert [list(response.ids) for response in got] == expected
+    assert (engine.metrics()["preempted"] > 0) == (blocks < 100)
+    assert engine.blocks.used == 0
