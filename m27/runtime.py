@@ -58,13 +58,13 @@ def cpu_bf16() -> bool:
     Where it does not, torch does it in its stead some fifty times slower than in float32: there neither
     bfloat16 tensors nor CPU autocast to it should be computed with.
     """
-    return not _BF16.isdisjoint(_cpu_flags())
+    return not _BF16.isdisjoint(cpu_flags())
 
 
 _BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # of Intel and AMD, of Intel, of Arm
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
     """The words that the system describes the processor with; none where it does not."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

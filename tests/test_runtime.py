@@ -27,7 +27,7 @@ def test_auto_fits_the_machine():
     [("fma avx2 avx512f", False), ("fma avx512_bf16 amx_tile", True), ("amx_bf16", True), ("", False)],
 )
 def test_bfloat16_only_where_the_processor_has_it(flags, native, monkeypatch):
-    monkeypatch.setattr(runtime, "_cpu_flags", lambda: set(flags.split()))
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: set(flags.split()))
     assert runtime.cpu_bf16() is native
     chosen = runtime.dtype("auto", torch.device("cpu"))
     assert chosen is (torch.bfloat16 if native else torch.float32)

@@ -23,7 +23,14 @@ from torch import Tensor
 
 from m27.model.config import Config
 from m27.model.gguf import BLOCK, Blocks
-from m27.model.packed import CheckpointError, read_json, read_tensors, write_json, write_tensors
+from m27.model.packed import (
+    CheckpointError,
+    flatten_blocks,
+    read_blocks,
+    read_json,
+    write_json,
+    write_tensors,
+)
 
 FORMAT = "m27-quantised-1"
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -193,14 +200,7 @@ def save_quantized(
         raise CheckpointError(f"{kind!r} is neither int8 nor int4")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    flat: dict[str, Tensor] = {}
-    for name, value in quantized(state, kind):
-        if isinstance(value, Blocks):
-            flat[f"{name}.q"], flat[f"{name}.scale"] = value.q, value.scale
-            if value.minimum is not None:
-                flat[f"{name}.minimum"] = value.minimum
-        else:
-            flat[name] = value
+    flat = flatten_blocks(dict(quantized(state, kind)))
     write_tensors(folder / "quantised.safetensors", flat, {"format": FORMAT})
     write_json(folder / "config.json", config.to_hf())
     write_json(folder / "quantised.json", {"format": FORMAT, "precision": kind, "group": BLOCK})
@@ -212,15 +212,5 @@ def load_quantized(folder: Path | str) -> tuple[Config, dict[str, Tensor | Block
     header = read_json(folder / "quantised.json")
     if header.get("format") != FORMAT or header.get("precision") not in ("int8", "int4"):
         raise CheckpointError(f"{folder / 'quantised.json'}: not of format {FORMAT!r}")
-    path = folder / "quantised.safetensors"
-    flat, _ = read_tensors(path)
-    state: dict[str, Tensor | Blocks] = {}
-    for name, value in flat.items():
-        if name.endswith(".q"):
-            stem = name.removesuffix(".q")
-            if f"{stem}.scale" not in flat:
-                raise CheckpointError(f"{path}: {stem} has blocks but no scales")
-            state[stem] = Blocks(value, flat[f"{stem}.scale"], flat.get(f"{stem}.minimum"))
-        elif not name.endswith((".scale", ".minimum")):
-            state[name] = value
+    state = read_blocks(folder / "quantised.safetensors")
     return Config.from_hf(read_json(folder / "config.json")), state, str(header["precision"])

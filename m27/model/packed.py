@@ -117,7 +117,7 @@ def save_packed(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if base is not None:
-        write_tensors(directory / "base.safetensors", _flatten(base), {"format": FORMAT})
+        write_tensors(directory / "base.safetensors", flatten_blocks(base), {"format": FORMAT})
     elif not (directory / "base.safetensors").is_file():
         raise CheckpointError(f"{directory / 'base.safetensors'}: no such file, and no base given")
     metadata = {
@@ -146,9 +146,22 @@ def is_packed(directory: Path) -> bool:
     return found == FORMAT
 
 
-def read_base(directory: Path | str) -> dict[str, Tensor | Blocks]:
-    """The base as it is stored, under Hugging Face names. Raises `CheckpointError`."""
-    path = Path(directory) / "base.safetensors"
+def flatten_blocks(tensors: Mapping[str, Tensor | Blocks]) -> dict[str, Tensor]:
+    """Tensors as a file holds them: blocks as `NAME.q`, `NAME.scale` and, where they have one,
+    `NAME.minimum`."""
+    flat: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if isinstance(value, Blocks):
+            flat[f"{name}.q"], flat[f"{name}.scale"] = value.q, value.scale
+            if value.minimum is not None:
+                flat[f"{name}.minimum"] = value.minimum
+        else:
+            flat[name] = value
+    return flat
+
+
+def read_blocks(path: Path) -> dict[str, Tensor | Blocks]:
+    """What `flatten_blocks` made, of a safetensors file. Raises `CheckpointError`."""
     flat, _ = read_tensors(path)
     out: dict[str, Tensor | Blocks] = {}
     for name, tensor in flat.items():
@@ -160,6 +173,11 @@ def read_base(directory: Path | str) -> dict[str, Tensor | Blocks]:
         elif not name.endswith((".scale", ".minimum")):
             out[name] = tensor
     return out
+
+
+def read_base(directory: Path | str) -> dict[str, Tensor | Blocks]:
+    """The base as it is stored, under Hugging Face names. Raises `CheckpointError`."""
+    return read_blocks(Path(directory) / "base.safetensors")
 
 
 def read_packed(directory: Path | str) -> tuple[Config, dict[str, Tensor]]:
@@ -193,18 +211,6 @@ def read_packed(directory: Path | str) -> tuple[Config, dict[str, Tensor]]:
             f"config.json says vocab_size {config.vocab_size}"
         )
     return config, state
-
-
-def _flatten(base: Mapping[str, Tensor | Blocks]) -> dict[str, Tensor]:
-    flat: dict[str, Tensor] = {}
-    for name, value in base.items():
-        if isinstance(value, Blocks):
-            flat[f"{name}.q"], flat[f"{name}.scale"] = value.q, value.scale
-            if value.minimum is not None:
-                flat[f"{name}.minimum"] = value.minimum
-        else:
-            flat[name] = value
-    return flat
 
 
 def _take(tensors: dict[str, Tensor], name: str, path: Path) -> Tensor:

@@ -16,6 +16,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from m27.runtime import cpu_flags
+
 FOLDER = Path(__file__).resolve().parent
 SOURCES = ("vec.h", "dot.h", "pool.h", "product.h", "rounding.h", "attention.h", "model.h", "step.h", "api.cpp")
 LEVELS = ("avx512", "avx2", "portable")
@@ -68,7 +70,7 @@ def levels() -> list[str]:
         if asked not in LEVELS:
             raise BuildError(f"M27_CPU_ISA: {asked!r} is none of {', '.join(LEVELS)}")
         return [asked]
-    flags = _cpu_flags() if platform.machine().lower() in ("x86_64", "amd64") else set()
+    flags = cpu_flags() if platform.machine().lower() in ("x86_64", "amd64") else set()
     return [level for level in LEVELS if flags >= _NEEDS[level]]
 
 
@@ -149,12 +151,3 @@ def _version(compiler: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{compiler}: {error}") from None
     return done.stdout
-
-
-@lru_cache(maxsize=1)
-def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return set(file.read(20_000).split())
-    except OSError:
-        return set()
