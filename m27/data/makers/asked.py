@@ -21,7 +21,7 @@ from m27.data.sources.base import Document, Item, Side, of_split
 from m27.data.sources.clips import on_side
 
 NAME = "asked"
-SCENES: dict[Side, int] = {"train": 12_000, "test": 600}
+SCENES: dict[Side, int] = {"train": 30_000, "test": 600}
 PLAIN = 0.5  # of the questions in training are in the first phrasing, as evaluation asks them
 MOST = 8  # questions about one picture
 _OTHERS = 3  # questions of easy-VQA whose answer was to be expected
