@@ -13,7 +13,7 @@ import torch
 from m27.data.mixture import Corpus
 from m27.model.packed import read_packed, save_packed
 from m27.train import checkpoint
-from m27.train.loop import ahead
+from m27.train.feed import by_thread
 from m27.train.lora import LoraConfig
 from m27.train.settings import SettingError
 from m27.train.watch import Sample
@@ -190,7 +190,7 @@ def test_made_ahead_is_the_same_and_an_error_arrives():
 
     got = []
     with pytest.raises(KeyError, match="torn"):
-        list(map(got.append, ahead(items())))
+        list(map(got.append, by_thread(items())))
     assert got == [0, 1, 2, 3, 4]
 
 
