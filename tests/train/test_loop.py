@@ -93,15 +93,16 @@ def with_text(tmp_path):
     return Corpus([folder])
 
 
-def test_both_passes_train_alike_on_restricted_targets_and_divergence(with_text, tmp_path):
+def test_all_passes_train_alike_on_restricted_targets_and_divergence(with_text, tmp_path):
     results = {
         path: fixtures.trainer(tmp_path / path, with_text, restricted(path=path)).run()
-        for path in ("fused", "plain")
+        for path in ("fused", "merged", "plain")
     }
     assert all("divergence" in record for record in log(tmp_path / "fused"))
     for name, tensor in results["plain"].trained.items():
-        other = results["fused"].trained[name]
-        torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-4)
+        for path in ("fused", "merged"):
+            other = results[path].trained[name]
+            torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-4)
 
 
 def test_full_training_begins_where_the_adapters_ended_and_keeps_its_base(with_text, tmp_path):
