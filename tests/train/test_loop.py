@@ -100,9 +100,9 @@ def test_all_passes_train_alike_on_restricted_targets_and_divergence(with_text, 
     }
     assert all("divergence" in record for record in log(tmp_path / "fused"))
     for name, tensor in results["plain"].trained.items():
-        for path in ("fused", "merged"):
-            other = results[path].trained[name]
-            torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(tensor, results["fused"].trained[name], rtol=1e-3, atol=1e-4)
+        # Summed in another order: where a gradient is nearly nothing, AdamW makes a step of its sign.
+        torch.testing.assert_close(tensor, results["merged"].trained[name], rtol=1e-2, atol=1e-3)
 
 
 def test_full_training_begins_where_the_adapters_ended_and_keeps_its_base(with_text, tmp_path):
