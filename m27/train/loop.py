@@ -8,6 +8,7 @@ after some minutes and go on in another call. It does not know what the ids mean
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -175,10 +176,12 @@ class Trainer:
         `sample` is called with the trained part and the step every `sample_minutes` of the run, and at its
         end; what it gives is shown on the run's page. Its time counts as the run's.
         """
+        steps = self._steps()
+        if self.device.type == "cuda":
+            steps = self._rehearsed(steps)
         begun, earlier, first = time.monotonic(), self.seconds, self.tokens
         saved_at, saved_step = begun, self.step
         budget = math.inf if call_minutes is None else call_minutes * 60
-        steps = self._steps()
         sample_at = self.seconds + self.config.sample_minutes * 60
         with _on_signal(self._stop):
             while self.progress < 1 and not self._stop.is_set() and self.step != until:
@@ -221,6 +224,22 @@ class Trainer:
             source = feed.Source(self.corpus.folders, self.config, self.loader_state)
             return feed.ahead(source, isinstance(self.way, MergedPass))
         return feed.planned(self.loader, self.scoring, self.way)
+
+    def _rehearsed(
+        self, steps: Iterator[tuple[list[Planned], State]]
+    ) -> Iterator[tuple[list[Planned], State]]:
+        """`steps`, the first of them gone through once for nothing.
+
+        Kernels are compiled then, which would else count as minutes of the run, and its warm-up be over.
+        """
+        first = next(steps)
+        self.rows.refresh()
+        self.way.refresh()
+        for host, plan, prepared in first[0]:
+            batch = replace(host.to(self.device), documents_BT=host.documents_BT)
+            self.way.run(batch, plan.to(self.device), 1.0, prepared)
+        self.optimiser.clear()
+        return itertools.chain([first], steps)
 
     def _train_step(self, batches: list[Planned]) -> dict[str, object]:
         progress = self.progress

@@ -105,6 +105,16 @@ def test_all_passes_train_alike_on_restricted_targets_and_divergence(with_text, 
         torch.testing.assert_close(tensor, results["merged"].trained[name], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.parametrize("path", ["fused", "merged", "plain"])
+def test_a_rehearsal_changes_nothing(with_text, tmp_path, path):
+    whole = fixtures.trainer(tmp_path / "whole", with_text, restricted(path=path)).run()
+    trainer = fixtures.trainer(tmp_path / "rehearsed", with_text, restricted(path=path))
+    steps = trainer._rehearsed(trainer._steps())
+    for _ in range(4):
+        trainer._train_step(next(steps)[0])
+    assert same(trainer.trained(), whole.trained)
+
+
 def test_full_training_begins_where_the_adapters_ended_and_keeps_its_base(with_text, tmp_path):
     fixtures.trainer(tmp_path / "first", with_text, restricted()).run()
     lora = fixtures.trainer(tmp_path / "lora", with_text, restricted(path="plain", steps=5))
