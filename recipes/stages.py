@@ -192,7 +192,7 @@ def whole() -> NanoRecipe:
         f"{NAME}-whole", minutes=8, seed=31, device="cuda", path="merged", sample_minutes=0.0,
         lora=LoraConfig(rank=64, alpha=64), data=data,
         optim=OptimConfig(
-            lr=1e-3, map_lr=1e-3, control_lr=1e-3, schedule="cosine", warmup=0.03, floor=0.02,
+            lr=1e-3, map_lr=5e-4, control_lr=5e-4, schedule="cosine", warmup=0.04, floor=0.02,
         ),
     )  # fmt: skip
     return NanoRecipe(train, WHOLE_SOURCES, shards=Path(".cache/shards/whole"))
