@@ -168,6 +168,37 @@ def test_a_run_begins_with_shipped_weights_as_they_are(rank, shards, whole, tmp_
         torch.testing.assert_close(merged, state[f"{name}.weight"], rtol=0, atol=1e-5)
 
 
+def test_a_run_begins_with_blocks_of_8_bits(shards, whole, tmp_path):
+    """A shipped folder's blocks are read as numbers; untouched, they are shipped again bit by bit."""
+    lora = LoraConfig(rank=32, alpha=32.0)
+    trained, draw = dict(whole[1].trained), torch.Generator().manual_seed(0)
+    model = fixtures.decoder()
+    for name in [name for name in trained if ".lora_" in name]:
+        shape = list(trained[name].shape)
+        shape[0 if name.endswith("A") else 1] = lora.rank
+        trained[name] = torch.randn(shape, generator=draw) * 0.05
+    settings = {
+        "config": dataclasses.replace(model.config, vocab_size=192), "alpha": 32.0, "rank": 32,
+        "image_levels": (4, 4, 4), "audio_levels": (4, 4, 2),
+    }  # fmt: skip
+    out = tmp_path / "shipped"
+    save_packed(out, trained=trained, base=model.state_dict(), **settings)
+    before = (out / "trained.safetensors").read_bytes()
+    assert b".lora_B.q" in before
+    found = checkpoint.beginning(out)
+    assert found.scale == 1.0
+    assert found.trained.keys() == trained.keys()
+    trainer = fixtures.trainer(tmp_path / "run", shards, fixtures.config(lora=lora))
+    trainer.begin_from(out)
+    begun = trainer.trained()
+    for name in trained:
+        assert torch.equal(begun[name], found.trained[name])
+        error = (begun[name] - trained[name]).norm()
+        assert error <= 0.01 * trained[name].norm()
+    save_packed(out, trained=begun, **settings)
+    assert (out / "trained.safetensors").read_bytes() == before
+
+
 def test_what_does_not_fit_is_refused(shards, whole, tmp_path):
     lora = LoraConfig(rank=2)
     trainer = fixtures.trainer(tmp_path / "run", shards, fixtures.config(lora=lora))
