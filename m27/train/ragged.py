@@ -119,6 +119,7 @@ def attend_slowly(q_NGH: Tensor, k_SKH: Tensor, v_SKH: Tensor, where: Ragged) ->
 
 
 @lru_cache(maxsize=8)
+@torch.enable_grad()  # whoever asks first may not want gradients
 def ways(device: torch.device) -> Way:
     """How the kernel can be called on `device`: with fewer key heads than query heads, with as many, or
     not at all. Tried once on a small case with branches, forwards and backwards, since builds differ."""
