@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from m27.model.checkpoint import CheckpointError, load, read_base, save, save_packed
 from m27.model.code_map import CodeMap
+from m27.model.files import TensorFile, write_tensors
 from m27.model.gguf import Blocks, read_gguf
-from m27.model.packed import read_tensors, read_trained, write_tensors
+from m27.model.packed import read_trained
 from tests.model.conftest import TINY, random_decoder
 from tests.model.gguf_writer import write_llama
 
@@ -68,8 +69,8 @@ def test_equal_content_is_equal_bytes(tmp_path):
     for name in ("one", "two"):
         write_tensors(tmp_path / name, tensors, dict(reversed(metadata.items())))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    found, about = read_tensors(tmp_path / "one")
-    assert about == metadata
+    found = TensorFile(tmp_path / "one")
+    assert found.metadata == metadata
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
