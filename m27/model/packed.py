@@ -218,7 +218,8 @@ class PackedState(Mapping[str, Tensor]):
                 raise CheckpointError(f"{self._path}: {stem}.lora_{letter} is missing")
         a, b = (_shape(self._trained[f"{stem}.lora_{letter}"]) for letter in "AB")
         name = f"{stem}.weight"
-        if name not in self._base or self._base.shape(name) != (b[0], a[-1]) or a[0] != b[-1]:
+        known = name in self._base and name != _EMBEDDING  # whose rows are learnt as they are
+        if not known or self._base.shape(name) != (b[0], a[-1]) or a[0] != b[-1]:
             raise CheckpointError(f"{self._path}: {stem} has an adapter but no matrix of its shape")
 
     def _scale(self) -> float:
