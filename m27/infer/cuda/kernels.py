@@ -229,6 +229,43 @@ def _combine(
     tl.store(out_ptr + (row * Q + head) * H + c, y.to(out_ptr.dtype.element_ty))
 
 
+@triton.jit
+def _peaks(logits_ptr, values_ptr, places_ptr, V, PER: tl.constexpr, EARLY: tl.constexpr):
+    """The highest of PER logits of a row, and the first place where it stands."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    at = part * PER + tl.arange(0, PER)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    x = tl.load(logits_ptr + row.to(tl.int64) * V + at, mask=at < V, other=float("-inf"))
+    x = x.to(tl.float32)
+    high = tl.max(x, axis=0)
+    there = row * tl.num_programs(1) + part
+    tl.store(values_ptr + there, high)
+    tl.store(places_ptr + there, tl.min(tl.where(x == high, at, 0x7FFFFFFF), axis=0))
+
+
+@triton.jit
+def _move(
+    values_ptr, places_ptr, ids_ptr, positions_ptr, slots_ptr, tables_ptr, M, parts,
+    SIZE: tl.constexpr, WIDE: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """The place of the highest of a row's peaks is its next id, at its next position."""
+    row = tl.program_id(0)
+    n = tl.arange(0, WIDE)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    x = tl.load(values_ptr + row * parts + n, mask=n < parts, other=float("-inf"))
+    place = tl.load(places_ptr + row * parts + n, mask=n < parts, other=0x7FFFFFFF)
+    best = tl.min(tl.where(x == tl.max(x, axis=0), place, 0x7FFFFFFF), axis=0)
+    position = tl.load(positions_ptr + row) + 1
+    block = tl.load(tables_ptr + row * M + tl.minimum(position // SIZE, M - 1))
+    tl.store(ids_ptr + row, best)
+    tl.store(positions_ptr + row, position)
+    tl.store(slots_ptr + row, block * SIZE + position % SIZE)
+
+
 class TritonOps:
     """The parts; see `m27.infer.cuda.ops.Ops`.
 
@@ -307,6 +344,20 @@ class TritonOps:
             self.early, num_warps=4, **self._launch,
         )  # fmt: skip
         return out
+
+    def move(self, logits: Tensor, ids: Tensor, rows: Rows) -> None:
+        """As the protocol says."""
+        count, size = logits.shape
+        per = 2048
+        parts = triton.cdiv(size, per)
+        values = torch.empty((count, parts), dtype=torch.float32, device=logits.device)
+        places = torch.empty((count, parts), dtype=torch.int32, device=logits.device)
+        _peaks[count, parts](logits, values, places, size, per, self.early, **self._launch)
+        _move[(count,)](
+            values, places, ids, rows.positions, rows.slots, rows.tables, rows.tables.shape[1],
+            parts, rows.size, triton.next_power_of_2(parts), self.early, num_warps=2,
+            **self._launch,
+        )  # fmt: skip
 
     def _matvec(
         self,

@@ -80,6 +80,11 @@ class Ops(Protocol):
         """The normalised rows of `x`."""
         ...
 
+    def move(self, logits: Tensor, ids: Tensor, rows: Rows) -> None:
+        """Put the likeliest ids (of equal ones the first) of `logits` [S, V] into `ids` [S], and move
+        the rows one place on, within the blocks that their tables list."""
+        ...
+
 
 class PlainOps:
     """The parts, spelled out."""
@@ -124,6 +129,14 @@ class PlainOps:
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         """As the protocol says."""
         return norm(x)
+
+    def move(self, logits: Tensor, ids: Tensor, rows: Rows) -> None:
+        """As the protocol says."""
+        ids.copy_(logits.argmax(-1))
+        rows.positions += 1
+        block = (rows.positions // rows.size).long().clamp(max=rows.tables.shape[1] - 1)
+        first = rows.tables.gather(1, block[:, None])[:, 0] * rows.size
+        rows.slots.copy_(first + rows.positions % rows.size)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -105,17 +105,9 @@ class Step:
         """Scores [S, V] of the whole vocabulary."""
         return self.ops.product(self.states(arrays), self.model.output_weight.detach(), self._last)
 
-    def advance(self, arrays: Arrays) -> Tensor:
-        """The likeliest ids [S] of the whole vocabulary, and the arrays moved on to them: each row's
-        next token stands behind this one, in the blocks that its table already lists."""
-        ids = self.logits(arrays).argmax(-1)
-        rows = arrays.rows
-        arrays.ids.copy_(ids)
-        rows.positions += 1
-        block = (rows.positions // rows.size).long()
-        first = rows.tables.gather(1, block[:, None])[:, 0] * rows.size
-        rows.slots.copy_(first + rows.positions % rows.size)
-        return ids
+    def advance(self, arrays: Arrays) -> None:
+        """Compute the step, and move the arrays on to the likeliest ids of the whole vocabulary."""
+        self.ops.move(self.logits(arrays), arrays.ids, arrays.rows)
 
 
 def _norm(norm: RMSNorm) -> Norm:
