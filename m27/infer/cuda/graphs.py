@@ -118,8 +118,9 @@ class FusedGraphs:
             host = torch.zeros_like(arrays.whole, device="cpu")
             host = host.pin_memory() if self._capturing else host
             numbers = host.numpy()
-            parts = numbers[: 3 * rows].reshape(3, rows)
-            kept = _Kept(arrays, host, *parts, numbers[3 * rows :].reshape(rows, blocks))
+            ids, positions, slots = numbers[: 3 * rows].reshape(3, rows)
+            tables = numbers[3 * rows :].reshape(rows, blocks)
+            kept = _Kept(arrays, host, ids, positions, slots, tables)
             self._fill(kept, batch)
             wanted = runner.hidden(runner.plan(batch)).float()
             found = self._step.hidden(arrays)[: len(batch.ids)].float()

@@ -315,16 +315,16 @@ class TritonOps:
         out = torch.empty((count, q * width), dtype=qkv.dtype, device=qkv.device)
         parts = weights = out
         if splits > 1:
-            new = {"dtype": torch.float32, "device": qkv.device}
-            parts = torch.empty((splits, count, q, width), **new)
-            weights = torch.empty((2, splits, count, q), **new)
+            wide, device = torch.float32, qkv.device
+            parts = torch.empty((splits, count, q, width), dtype=wide, device=device)
+            weights = torch.empty((2, splits, count, q), dtype=wide, device=device)
         one, other = heads.q_norm, heads.k_norm
-        wide = 1 if group == 1 else max(16, triton.next_power_of_2(group))
+        padded = 1 if group == 1 else max(16, triton.next_power_of_2(group))
         _attend[count, k, splits](
             qkv, keys, values, out, parts, weights, rows.positions, rows.slots, rows.tables,
             heads.cos, heads.sin, one.gain if one else qkv, other.gain if other else qkv,
             one.eps if one else _NONE, other.eps if other else _NONE, width**-0.5, blocks,
-            q, k, width, group, wide, rows.size, 64 if group > 1 else 128, splits,
+            q, k, width, group, padded, rows.size, 64 if group > 1 else 128, splits,
             one is not None, group > 1, self.early, num_warps=4, num_stages=2, **self._launch,
         )  # fmt: skip
         if splits > 1:

@@ -133,7 +133,7 @@ class PlainOps:
     def move(self, logits: Tensor, ids: Tensor, rows: Rows) -> None:
         """As the protocol says."""
         ids.copy_(logits.argmax(-1))
-        rows.positions += 1
+        rows.positions.add_(1)
         block = (rows.positions // rows.size).long().clamp(max=rows.tables.shape[1] - 1)
         first = rows.tables.gather(1, block[:, None])[:, 0] * rows.size
         rows.slots.copy_(first + rows.positions % rows.size)

@@ -67,16 +67,15 @@ class Step:
         places = torch.arange(config.max_len, device=weight.device)
         cos, sin = model.model.rotary(places[None], weight.dtype)
         half = config.head_dim // 2
-        angles = [x[0, :, 0, :half].contiguous() for x in (cos, sin)]
+        cos, sin = (x[0, :, 0, :half].contiguous() for x in (cos, sin))
         self._layers = []
         for number, block in enumerate(model.model.layers):
             assert isinstance(block, Block) and isinstance(block.mlp, MLP)
             attention, mlp = block.self_attn, block.mlp
             q_norm = _norm(attention.q_norm) if attention.qk_norm else None
             k_norm = _norm(attention.k_norm) if attention.qk_norm else None
-            heads = Heads(
-                config.n_heads, config.n_kv_heads, config.head_dim, *angles, q_norm, k_norm
-            )
+            counts = (config.n_heads, config.n_kv_heads, config.head_dim)
+            heads = Heads(*counts, cos, sin, q_norm, k_norm)
             qkv = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
             gate_up = _joined([mlp.gate_proj, mlp.up_proj])
             norms = _norm(block.input_layernorm), _norm(block.post_attention_layernorm)
