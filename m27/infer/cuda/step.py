@@ -114,8 +114,14 @@ def _norm(norm: RMSNorm) -> Norm:
 
 
 def _joined(linears: list[nn.Linear]) -> Tensor:
-    """Their weights one below the other; each becomes a view of its part."""
+    """Their weights one below the other; each becomes a view of its part, if it is not one already."""
     weights = [linear.weight.detach() for linear in linears]
+    shape = (sum(map(len, weights)), weights[0].shape[1])
+    ends = [w.data_ptr() + w.numel() * w.element_size() for w in weights]
+    home = weights[0].untyped_storage().data_ptr()
+    one = all(w.is_contiguous() and w.untyped_storage().data_ptr() == home for w in weights)
+    if one and all(w.data_ptr() == end for w, end in zip(weights[1:], ends, strict=False)):
+        return weights[0].as_strided(shape, (shape[1], 1))
     whole = torch.cat(weights)
     for linear, part in zip(linears, whole.split([len(w) for w in weights]), strict=True):
         linear.weight = nn.Parameter(part, requires_grad=False)
