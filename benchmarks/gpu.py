@@ -36,8 +36,9 @@ def run_part(name: str, options: argparse.Namespace) -> int:
         from benchmarks.gpu_one import one as part
     else:
         from benchmarks.gpu_many import many as part
-    sys.stdin.readline()
-    report = Report(options.out)
+    said = float(sys.stdin.readline() or time.time())
+    report = Report(options.out, began=time.perf_counter() - (time.time() - said))
+    report.tell("seconds_to_load", round(report.elapsed, 1))
     try:
         cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
         part(torch.device("cuda" if cuda else "cpu"), options.tiny, report)
@@ -67,7 +68,7 @@ def finish(process: subprocess.Popen[str], seconds: float) -> str:
     """Let a part begin; what became of it after at most so many seconds."""
     assert process.stdin is not None
     try:
-        process.stdin.write("go\n")
+        process.stdin.write(f"{time.time()}\n")
         process.stdin.close()
     except OSError:
         return f"ended before it began, with {process.wait()}"

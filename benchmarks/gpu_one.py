@@ -140,7 +140,7 @@ def one(device: torch.device, tiny: bool, report: Report) -> None:
             "limit_ms_per_token": round(1e3 * part.limit, 4),
             "limit_tokens_per_second": round(1 / part.limit, 1),
         })  # fmt: skip
-        for step in (_fused, _check, _engine, _others):
+        for step in (_plain, _check, _settings, _engine, _others):
             try:
                 step(part)
             except Exception as error:  # one figure must not take the others with it
@@ -148,18 +148,23 @@ def one(device: torch.device, tiny: bool, report: Report) -> None:
                 traceback.print_exc()
 
 
-def _fused(part: One) -> None:
-    """The runner as it is, then the step that feeds itself with every setting of its kernels."""
-    lengths, report, runner = part.lengths, part.report, part.runner
-    out, rounds = lengths.out, lengths.rounds
+def _plain(part: One) -> None:
+    """The runner as it is, and its step when it feeds itself."""
+    out, rounds, fused = part.lengths.out, part.lengths.rounds, part.runner.fused
     part.figure("runner", lambda: part.by_runner(out), out, rounds)
-    best = runner.fused
-    if best is None:
+    if fused is None:
         raise RuntimeError("there is no fused step here")
-    report.tell("difference_of_states", list(best.differences.values()))
-    ids = part.figure("step", lambda: part.by_chain(best, out), out, rounds)
-    if part.device.type != "cuda":
+    part.report.tell("difference_of_states", list(fused.differences.values()))
+    part.figure("step", lambda: part.by_chain(fused, out), out, rounds)
+
+
+def _settings(part: One) -> None:
+    """The step with every setting of its kernels, and then the runner and the step with the best."""
+    lengths, report, runner = part.lengths, part.report, part.runner
+    out, rounds, best = lengths.out, lengths.rounds, runner.fused
+    if part.device.type != "cuda" or best is None:
         return
+    ids = part.by_chain(best, out)
     chosen, found = TRIED[0], _rate(part, best)
     tried: dict[str, Any] = {str(chosen): round(1e3 * found, 4)}
     for number in range(1, len(TRIED) + len(PARTS)):
@@ -184,7 +189,8 @@ def _fused(part: One) -> None:
         report.tell("settings (tile, warps, parts, early): ms, ids as the first", tried)
     runner.fused = best
     report.tell("setting", chosen)
-    part.figure("step_best", lambda: part.by_chain(best, out), out, rounds)
+    taken = best
+    part.figure("step_best", lambda: part.by_chain(taken, out), out, rounds)
     part.figure("runner_best", lambda: part.by_runner(out), out, rounds)
 
 

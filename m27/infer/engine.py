@@ -308,12 +308,9 @@ class Engine:
     def _continue(self, row: Rows, logits: list[Answered]) -> None:
         """Draw the next id of an answer, and further ones as long as they are those tried ahead."""
         work, answer, drafts = row.feed.work, row.feed.work.answer, row.feed.drafts
-        if row.best:
-            self._take(work, row.id(logits))
-            return self._force(work)
         drawing, sequences, accepted = answer.medium == "image", work.sequences, 0
         for number in range(len(row.rows)):
-            id = answer.choose(row.logits_of(number, logits))
+            id = row.id(logits) if row.best else answer.choose(row.logits_of(number, logits))
             length = len(work.main.ids)
             self._take(work, id)
             self._force(work)

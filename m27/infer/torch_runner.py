@@ -10,7 +10,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from m27.model.decoder import Block, Decoder
 from m27.model.layers import MLP, rotate
 
 Pair = tuple[Tensor, Tensor]  # A [r, in], B [out, r]
+Product = Callable[[Tensor, Tensor], Tensor]  # states, rows of the head -> scores
 
 
 @dataclass
@@ -97,14 +98,15 @@ class TorchRunner:
         """One step; see `Runner.run`."""
         if len(batch.ids) and not 0 <= int(batch.ids.min()) <= int(batch.ids.max()) < self._rows:
             raise RunnerError(f"ids must lie within 0..{self._rows - 1}")
-        h_TD = None
+        h_TD, product = None, _product
         if self.fused is not None and self.fused.takes(batch):
             h_TD = self.fused.run(batch)
+            product = product if h_TD is None else self.fused.scores
         if h_TD is None and self._graphs is not None and self._graphs.takes(batch):
             h_TD = self._graphs.run(batch)
         if h_TD is None:
             h_TD = self.hidden(self.plan(batch))
-        return [self._answer(h_TD, wanted) for wanted in batch.wanted]
+        return [self._answer(h_TD, wanted, product) for wanted in batch.wanted]
 
     @property
     def _rows(self) -> int:
@@ -226,7 +228,7 @@ class TorchRunner:
             y_TNH[reading.tokens] = attend(q_TNH[reading.tokens], keys, values, reading)
         return self._project(attention.o_proj, y_TNH.flatten(1), step, f"{name}.self_attn.o_proj")
 
-    def _answer(self, h_TD: Tensor, wanted: Wanted) -> Answered:
+    def _answer(self, h_TD: Tensor, wanted: Wanted, product: Product) -> Answered:
         weight = self.model.output_weight
         if not wanted.spans or wanted.spans[-1][1] > len(weight):
             raise RunnerError(f"logits of {wanted.spans} were asked for; there are {len(weight)}")
@@ -235,7 +237,7 @@ class TorchRunner:
             h_RD = h_TD
         else:
             h_RD = h_TD[torch.as_tensor(tokens, device=self.device)]
-        parts = [F.linear(h_RD, weight[start:end]) for start, end in wanted.spans]
+        parts = [product(h_RD, weight[start:end]) for start, end in wanted.spans]
         logits_RK = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if wanted.best:
             places: np.ndarray[Any, Any] = logits_RK.argmax(-1).cpu().numpy()
@@ -274,6 +276,10 @@ class TorchRunner:
             "cache": str(self.keys.dtype).removeprefix("torch."), "weight_bytes": weights,
             "cache_bytes": 2 * self.keys.numel() * self.keys.element_size(),
         }  # fmt: skip
+
+
+def _product(h_RD: Tensor, weight_KD: Tensor) -> Tensor:
+    return F.linear(h_RD, weight_KD)
 
 
 def attend(q_TNH: Tensor, keys: Tensor, values: Tensor, reading: Reading) -> Tensor:

@@ -163,8 +163,7 @@ class Answer:
     def plain(self) -> bool:
         """Whether `choose` would take the id of `spans` with the highest logit, and ask no more."""
         asks = self.mask_K is not None or self._logprobs is not None or bool(self.redirects)
-        guesses = self.medium == "image" and self.turn.request.picture_window > 0
-        return not asks and not guesses and self.sampler.settings[self.medium].greedy
+        return not asks and self.sampler.settings[self.medium].greedy
 
     def choose(self, logits_K: Floats) -> int:
         """The next id, given the logits of the ids of `spans` (which may be changed); `take` it."""

@@ -76,6 +76,10 @@ class FusedGraphs:
         assert kept.h_SD is not None
         return kept.h_SD[: len(batch.ids)]
 
+    def scores(self, h_SD: Tensor, weight_KD: Tensor) -> Tensor:
+        """Scores [S, K] of states, after a step that was run here."""
+        return self._step.ops.product(h_SD, weight_KD)
+
     @torch.inference_mode()
     def chain(self, batch: Batch, count: int) -> Tensor | None:
         """`count` steps, each from the likeliest ids of the one before, with nobody between: the ids

@@ -49,9 +49,10 @@ def _matvec(
         gdc_launch_dependents()
     places = rows.to(tl.int64)[:, None] * D + columns[None, :]
     mask = held[:, None] & inside[None, :]
-    w = tl.load(w_ptr + places, mask=mask, other=0.0)
+    w = tl.load(w_ptr + places, mask=mask, other=0.0, eviction_policy="evict_first")
     if GATED:
-        u = tl.load(w_ptr + tl.cast(N, tl.int64) * D + places, mask=mask, other=0.0)
+        below = w_ptr + tl.cast(N, tl.int64) * D
+        u = tl.load(below + places, mask=mask, other=0.0, eviction_policy="evict_first")
     if EARLY:
         gdc_wait()
     x = tl.load(x_ptr + columns, mask=inside, other=0.0)
@@ -370,7 +371,8 @@ class TritonOps:
     ) -> None:
         count, width = y.shape[1], x.shape[1]
         wide = triton.next_power_of_2(width)
-        rows = max(1, self.tile // wide // (2 if gated else 1))
+        # Two rows at least for each time that a program fetches the vector.
+        rows = max(1, self.tile // wide // 2) if gated else max(2, self.tile // wide)
         _matvec[(triton.cdiv(count, rows),)](
             weight, x, norm.gain if norm else x, y, count, norm.eps if norm else _NONE,
             width, wide, rows, norm is not None, gated, add, self.early,
