@@ -98,7 +98,8 @@ class TorchRunner:
         """One step; see `Runner.run`."""
         if len(batch.ids) and not 0 <= int(batch.ids.min()) <= int(batch.ids.max()) < self._rows:
             raise RunnerError(f"ids must lie within 0..{self._rows - 1}")
-        h_TD, product = None, _product
+        h_TD: Tensor | None = None
+        product: Product = _product
         if self.fused is not None and self.fused.takes(batch):
             h_TD = self.fused.run(batch)
             product = product if h_TD is None else self.fused.scores
