@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -56,6 +57,7 @@ def start(name: str, options: argparse.Namespace) -> subprocess.Popen[str]:
     command += [options.device, "--out", str(_path(options.out, name))]
     return subprocess.Popen(
         [*command, *(["--tiny"] if options.tiny else [])],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdin=subprocess.PIPE, text=True, cwd=Path(__file__).resolve().parents[1],
     )  # fmt: skip
 
@@ -116,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _path(options.out, name).unlink(missing_ok=True)
     whole: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["python3 -m benchmarks.gpu", *(arguments or sys.argv[1:])]),
+        "command": f"python3 -m benchmarks.gpu --out {options.out.name} --device {options.device}"
+        + (" --tiny" if options.tiny else "") + f" --parts {options.parts}",
     }
     began = time.perf_counter()
     processes = {name: start(name, options) for name in names}
