@@ -103,7 +103,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     out.add_argument("--tiny", action="store_true", help="small shapes, for a trial")
     out.add_argument("--parts", default="one,many", help="which parts, by commas")
-    out.add_argument("--slack", type=float, default=1.0, help="times the seconds that a part may take")
+    out.add_argument(
+        "--slack", type=float, default=1.0, help="times the seconds that a part may take"
+    )
     out.add_argument("--part", choices=tuple(SECONDS), help=argparse.SUPPRESS)
     return out
 
@@ -119,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     whole: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": f"python3 -m benchmarks.gpu --out {options.out.name} --device {options.device}"
-        + (" --tiny" if options.tiny else "") + f" --parts {options.parts}",
+        + (" --tiny" if options.tiny else "")
+        + f" --parts {options.parts}",
     }
     began = time.perf_counter()
     processes = {name: start(name, options) for name in names}

@@ -85,7 +85,9 @@ class Ours:
 class Theirs:
     """transformers' continuous batching, a manager that stays for all rounds."""
 
-    def __init__(self, folder: Path, device: torch.device, lengths: Lengths, **options: Any) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, lengths: Lengths, **options: Any
+    ) -> None:
         self.lengths = lengths
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.bfloat16, attn_implementation="sdpa"
@@ -94,14 +96,22 @@ class Theirs:
         known = {f.name for f in fields(ContinuousBatchingConfig)}
         wished = {"allow_block_sharing": False, "max_memory_percent": 0.5, **options}
         config = ContinuousBatchingConfig(**{k: v for k, v in wished.items() if k in known})
-        how = GenerationConfig(max_new_tokens=lengths.out, do_sample=False, eos_token_id=-1, pad_token_id=2)
+        how = GenerationConfig(
+            max_new_tokens=lengths.out, do_sample=False, eos_token_id=-1, pad_token_id=2
+        )
         self.options: dict[str, Any] = {
             "generation_config": how, "continuous_batching_config": config,
         }  # fmt: skip
         self.manager: Any = None
         make = self.model.continuous_batching_context_manager
         able = inspect.signature(make).parameters
-        wants = {**self.options, "block": True, "timeout": 2, "warmup": True, "workload_hints": _hints(lengths)}
+        wants = {
+            **self.options,
+            "block": True,
+            "timeout": 2,
+            "warmup": True,
+            "workload_hints": _hints(lengths),
+        }
         self.around = make(**{k: v for k, v in wants.items() if k in able and v is not None})
 
     def __enter__(self) -> Theirs:
@@ -208,7 +218,10 @@ def _ways(tiny: bool, lengths: Lengths) -> dict[str, tuple[dict[str, Any], float
     the mask in which each token stands against all tokens of the batch."""
     small = {"num_blocks": 64 if tiny else 256, "max_batch_tokens": 256 if tiny else 2048}
     return {
-        "transformers": ({"num_blocks": 64, "max_batch_tokens": 512} if tiny else {}, lengths.until),
+        "transformers": (
+            {"num_blocks": 64, "max_batch_tokens": 512} if tiny else {},
+            lengths.until,
+        ),
         "transformers_graphs": ({**small, "use_cuda_graph": True}, lengths.end - 6),
         "transformers_small": (small, lengths.end),
     }

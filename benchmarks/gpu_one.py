@@ -204,7 +204,9 @@ def _ops(setting: tuple[int, int, int, bool]) -> Ops:
 def _rate(part: One, graphs: FusedGraphs) -> float:
     """Seconds a token, in short."""
     count = part.lengths.out // 2
-    return median([timed(lambda: part.by_chain(graphs, count), part.device) for _ in range(3)]) / count
+    return (
+        median([timed(lambda: part.by_chain(graphs, count), part.device) for _ in range(3)]) / count
+    )
 
 
 def _check(part: One) -> None:

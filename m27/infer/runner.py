@@ -24,7 +24,9 @@ from m27.model.config import Config
 Spans = tuple[tuple[int, int], ...]  # half-open ranges of ids, ascending, not empty
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-Answered = npt.NDArray[Any]  # float32 logits [R, K], or, where the best were asked for, int64 ids [R]
+Answered = npt.NDArray[
+    Any
+]  # float32 logits [R, K], or, where the best were asked for, int64 ids [R]
 
 
 class RunnerError(RuntimeError):

@@ -81,7 +81,9 @@ class Grammar:
         self._size = (0, 0)  # grid of the open picture
         self._left: int | None = None  # ids of the budget that are still to be spent
         self._withheld = False  # whether the budget kept a continuation from the last `allowed()`
-        self._known: tuple[Span, ...] | None = None  # what `allowed()` gave, until the state changes
+        self._known: tuple[Span, ...] | None = (
+            None  # what `allowed()` gave, until the state changes
+        )
         self._openings = {"image": vocabulary.image_begin, "audio": vocabulary.audio_begin}
         self.truncated = False
 

@@ -121,9 +121,7 @@ class PlainOps:
         k_SKLH = keys[slots_SL].transpose(1, 2).to(q.dtype)
         v_SKLH = values[slots_SL].transpose(1, 2).to(q.dtype)
         grouped = heads.queries != heads.keys
-        y = F.scaled_dot_product_attention(
-            q[:, :, None], k_SKLH, v_SKLH, mask, enable_gqa=grouped
-        )
+        y = F.scaled_dot_product_attention(q[:, :, None], k_SKLH, v_SKLH, mask, enable_gqa=grouped)
         return y.reshape(count, -1)
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
