@@ -1,1 +1,1 @@
-"""HTTP: the engine behind OpenAI's API, with text, pictures and sounds in one answer."""
+"""HTTP: the media gate that untrusted bytes come in by, and what answers requests behind it."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m27.codec import media
+from m27.codec import formats, media
 from m27.codec.media import Limits, MediaError, read_audio, read_image
 
 
@@ -153,7 +153,7 @@ def test_image_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
 def test_webp_bomb_is_refused_before_its_canvas_exists() -> None:
     for kind in ({"lossless": True}, {"quality": 50}, {"exif": b"Exif\0\0II*\0\b\0\0\0\0\0"}):
         data = bytearray(picture_bytes(Image.new("RGB", (16, 16)), "WEBP", **kind))
-        assert media._webp_size(bytes(data)) == (16, 16)
+        assert formats.webp_size(bytes(data)) == (16, 16)
     data[24:30] = b"\xff\x3f\x00" * 2
     with pytest.raises(MediaError, match="16384 x 16384"):
         read_image(bytes(data))
