@@ -61,7 +61,7 @@ def create_app(server: Server, web: Path = WEB) -> Guard:
         app.include_router(routes.router(server))
     app.include_router(status.router(server, lambda: guard.draining))
     documents.install(app)
-    guard.routes = frozenset(r.path for r in app.routes if isinstance(r, Route)) | frozenset(files)
+    guard.routes = frozenset(app.openapi()["paths"]) | guard.open
     for path, file in files.items():
         app.router.routes.append(Route(path, _page(file), methods=["GET"]))
     return guard

@@ -78,7 +78,7 @@ class Stream(Response):
         ping: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.status_code, self.background, self.body = 200, None, b""
+        self.status_code, self.background = 200, None
         self.media_type = media_type
         self._source, self._close, self._gone = source, close, gone
         self._until, self._ping = time.monotonic() + seconds, ping
