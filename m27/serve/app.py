@@ -15,11 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from m27.serve import audio, chat, documents, images, status
-from m27.serve.errors import ApiError
+from m27.serve.errors import ApiError, from_engine
 from m27.serve.guard import Guard
 from m27.serve.server import Server
+from m27.serve.transport import Gone
 
 WEB = Path(__file__).parent / "web"
 POLICY = (
@@ -53,7 +55,9 @@ def create_app(server: Server, web: Path = WEB) -> Guard:
             await asyncio.to_thread(server.close)
 
     app = FastAPI(title="m27", docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
-    app.add_exception_handler(ApiError, _refused)
+    for kind in (ApiError, Exception):
+        app.add_exception_handler(kind, _refused)
+    app.add_exception_handler(Gone, _gone)
     app.add_exception_handler(HTTPException, _http)
     files = pages(web)
     guard = Guard(app, server.settings, server.keys, server.metrics, frozenset(files))
@@ -84,9 +88,27 @@ def _page(file: Path) -> Callable[[Request], Awaitable[Response]]:
     return page
 
 
+class _Refusal(Response):
+    """Leaves the answer to the guard, which counts, and reads on where a body is still being sent."""
+
+    def __init__(self, error: ApiError | None) -> None:
+        super().__init__()
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse; to a client that has left, nothing is said."""
+        if self._error is None:
+            scope["state"]["call"].gone = True
+        else:
+            await scope["state"]["call"].refuse(self._error)
+
+
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    raise error  # to the guard, which answers, counts and lingers
+    return _Refusal(error if isinstance(error, ApiError) else from_engine(error))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return _Refusal(None)
 
 
 async def _http(request: Request, error: Exception) -> Response:

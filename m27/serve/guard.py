@@ -22,7 +22,6 @@ from m27.serve.auth import Key, Keys
 from m27.serve.errors import ApiError
 from m27.serve.metrics import Metrics
 from m27.serve.settings import Settings
-from m27.serve.transport import Gone
 
 OPEN = frozenset({"/health", "/openapi.json"})  # besides the files of the playground
 _ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
@@ -85,13 +84,11 @@ class _Call:
         try:
             await self._run()
         except ApiError as error:
-            await self._refuse(error)
-        except Gone:
-            self.gone = True
+            await self.refuse(error)
         except Exception as error:
             _log.error("a request failed", exc_info=error, extra={"facts": {"request_id": self.id}})
             if not self.status:
-                await self._refuse(ApiError(500, "the server failed", code="internal_error"))
+                await self.refuse(ApiError(500, "the server failed", code="internal_error"))
         finally:
             metrics.in_flight -= 1
             self._note()
@@ -187,7 +184,8 @@ class _Call:
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         await self.send(message)
 
-    async def _refuse(self, error: ApiError) -> None:
+    async def refuse(self, error: ApiError) -> None:
+        """Answer with an error, unless an answer has begun."""
         self.guard.metrics.refused(error.reason)
         if self.status:  # the answer has begun: all that can be done is to end it
             return
