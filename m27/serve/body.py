@@ -121,7 +121,8 @@ def checked(value: Any, model: type[M]) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        first = max(found, key=lambda e: len(e["loc"]))  # of a union's branches, the nearest
         where = _where(first["loc"])
         if first["type"] == "extra_forbidden":
             raise bad(f"unknown parameter: {where}", where, "unknown_parameter") from None
