@@ -25,7 +25,7 @@ from m27.serve.settings import Settings
 
 OPEN = frozenset({"/health", "/openapi.json"})  # besides the files of the playground
 _ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
-_LINGER = 5.0  # seconds in which a body that is too large is still read, and thrown away
+_LINGER = 2.0  # seconds in which a body that is too large is still read, and thrown away
 _log = logging.getLogger("m27.serve")
 SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from tests.serve import live  # noqa: E402
+from tests.serve import live
 
 
 @pytest.fixture(autouse=True)
