@@ -186,7 +186,8 @@ def test_time_runs_out() -> None:
 
 def test_a_full_queue_is_a_429_that_says_when() -> None:
     with live.running(live.engine(sequences=1, waiting=1)) as server:
-        held = [begun(server, {"stream": True, "max_tokens": 900, "modalities": ["text"], "temperature": 1, "seed": n}) for n in (3, 4)]
+        body = {"stream": True, "max_tokens": 900, "modalities": ["text"], "temperature": 1}
+        held = [begun(server, {**body, "seed": seed}) for seed in (3, 4)]
         until(lambda: server.server.engine.open_tickets() == 2)
         refused = server.chat("x", modalities=["text"], max_tokens=3)
         for connection in held:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ def test_with_a_key(keyed: Live) -> None:
 
 
 def test_tenants_do_not_find_each_other_s_prompts(keyed: Live) -> None:
-    body = {"messages": [{"role": "user", "content": "a secret of many words " * 8}], "max_tokens": 2, "modalities": ["text"]}
+    messages = [{"role": "user", "content": "a secret of many words " * 8}]
+    body = {"messages": messages, "max_tokens": 2, "modalities": ["text"]}
 
     def found(key: str) -> int:
         usage = keyed.ask("POST", CHAT, body, bearer(key)).json["usage"]
@@ -154,14 +156,18 @@ def test_a_body_of_a_gigabyte_is_not_kept(server: Live, chunked: bool) -> None:
 
 
 def test_deep_json_is_refused_before_it_is_parsed(server: Live) -> None:
-    for body in (b"[" * 10_000 + b"]" * 10_000, b'{"messages":' * 10_000 + b"1" + b"}" * 10_000, b"[" * 5_000_000):
+    objects = b'{"messages":' * 10_000 + b"1" + b"}" * 10_000
+    for body in (b"[" * 10_000 + b"]" * 10_000, objects, b"[" * 5_000_000):
         answer = server.ask("POST", CHAT, body, {"Content-Type": "application/json"})
         assert answer.status == 400 and answer.error["code"] == "too_deep"
     brackets = server.chat("[" * 10_000, modalities=["text"], max_tokens=1)
     assert "nested" not in brackets.body.decode()  # in a string they are text
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe{}", b'{"a": NaN}', b"1" * 10_000, b'{"seed": 1e999}', b"nul\x00"])
+BROKEN = [b"", b"{", b"\xff\xfe{}", b'{"a": NaN}', b"1" * 10_000, b'{"seed": 1e999}', b"nul\x00"]
+
+
+@pytest.mark.parametrize("body", BROKEN)
 def test_what_is_no_json(server: Live, body: bytes) -> None:
     answer = server.ask("POST", CHAT, body, {"Content-Type": "application/json"})
     assert answer.status == 400, answer.body
@@ -288,8 +294,7 @@ def test_many_connections_that_say_nothing(server: Live) -> None:
 
 
 def test_headers_have_a_limit(server: Live) -> None:
-    try:
+    # The connection may be closed before all of it has been sent.
+    with suppress(http.client.HTTPException, OSError):
         assert server.ask("GET", "/health", headers={"X-Long": "a" * 200_000}).status in (400, 431)
-    except (http.client.HTTPException, OSError):
-        pass  # the connection is closed before all of it has been sent
     assert server.ask("GET", "/health").status == 200
