@@ -51,9 +51,17 @@ class Door:
 
     def close(self) -> None:
         self(self.gate.aclose())
+        self(self._end_tasks())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(PATIENCE)
         self.loop.close()
+
+
+    async def _end_tasks(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 def plain(line: str) -> None:
