@@ -6,9 +6,10 @@ is read, the format by its first bytes before any decoder sees it, the pixels fr
 any are allocated, the seconds while they are being decoded. Whatever a decoder raises on hostile
 bytes comes out as one `MediaError` of one line that names the file and nothing of the process.
 
-What is decided about odd files: a picture that is cut short is refused; of a sound, what can be
-decoded is taken. What follows the end of a file (an archive behind a picture, the clip that a phone
-appends) is not looked at. Of metadata only the orientation is used, and dropped with the rest.
+What is decided about odd files: a picture, FLAC or OGG that is cut short is refused; a WAV or MP3 is
+taken as far as it goes, since recorders that stream cannot write a length. What follows the end of a
+file (an archive behind a picture, the clip that a phone appends) is not looked at. Of metadata only
+the orientation is used, and dropped with the rest.
 
 Knows nothing of codes, models or messages.
 Shapes: H W pixels, T samples.

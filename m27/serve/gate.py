@@ -90,8 +90,7 @@ class Gate:
         """
         with self._counted():
             if url[:5].lower() == "data:":
-                text = payload.data_url(url)
-                data = self._encoded(text)
+                data = self._encoded(payload.data_url(url, self.limits.file_bytes))
                 return await self._decode(Job(PICTURE, data, True, _fit(fit), letterbox))
             if url[:8].lower().startswith(("http://", "https://")):
                 data = await self._fetch(url)
@@ -149,7 +148,7 @@ class Gate:
     def _encoded(self, text: str) -> bytes:
         if not text:
             raise MediaRefused("the file is empty", "empty_media")
-        payload.check_size(text, self.limits.file_bytes)
+        payload.check_size(len(text), self.limits.file_bytes)
         return payload.ascii_bytes(text)
 
     def _sized(self, data: bytes) -> bytes:

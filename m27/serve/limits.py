@@ -82,9 +82,12 @@ class GateLimits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, least = getattr(self, field.name), field.name not in ("fetch_redirects", "queue")
-            if isinstance(value, int | float) and field.name != "fetch" and value < least:
-                raise ValueError(f"{field.name} must be at least {least:d}, not {value}")
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("fetch", "fetch_redirects", "queue") else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{field.name} must be at least {least}, not {value}")
+            if isinstance(value, float) and not 0.0 < value < float("inf"):
+                raise ValueError(f"{field.name} must be more than 0 seconds, not {value:g}")
         for name in self.formats:
             if name not in IMAGE_FORMATS + AUDIO_FORMATS:
                 raise ValueError(f"formats: {name!r} is none that can be decoded")

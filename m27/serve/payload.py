@@ -18,19 +18,23 @@ _ALPHABET = re.compile(rb"[^A-Za-z0-9+/=]")
 _CODE = "bad_encoding"
 
 
-def data_url(url: str) -> str:
-    """The base64 in `data:[type][;name=value]*;base64,…`. Raises MediaRefused."""
+def data_url(url: str, most: int) -> str:
+    """The base64 in `data:[type][;name=value]*;base64,…`, where it can be at most `most` bytes.
+
+    Raises MediaRefused, for what is too long before a copy of it is made.
+    """
     comma = url.find(",", 0, _MAX_HEAD)
     if comma < 0:
         raise MediaRefused("the data URL has no comma where its data should begin", _CODE)
     if not url[:comma].lower().endswith(";base64"):
         raise MediaRefused("the data URL must be base64: data:image/png;base64,…", _CODE)
+    check_size(len(url) - comma - 1, most)
     return url[comma + 1 :]
 
 
-def check_size(text: str, most: int) -> None:
-    """Refuse base64 that is too long to be `most` bytes, line breaks included, without reading it."""
-    if len(text) > 4 * (most // 3 + 1) * 78 // 76 + 2:
+def check_size(length: int, most: int) -> None:
+    """Refuse a length of base64 that is too long for `most` bytes, line breaks included."""
+    if length > 4 * (most // 3 + 1) * 78 // 76 + 2:
         raise MediaRefused(f"the file is larger than {most / 1e6:g} MB", "media_too_large")
 
 

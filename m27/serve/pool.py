@@ -215,7 +215,7 @@ class _Worker:
         except TimeoutError:
             raise _LostError(slow, "decoder_timeout") from None
         except (OSError, EOFError):
-            if await self._ended() == decoder.TIMED_OUT:
+            if await self._ended(1.0) == decoder.TIMED_OUT:
                 raise _LostError(slow, "decoder_timeout") from None
             raise _LostError(f"the {noun} made its decoder fail", "decoder_died") from None
         except ValueError:  # what came is no answer to the job
@@ -269,13 +269,12 @@ class _Worker:
     async def close(self) -> None:
         """Kill it, see it gone, and close the socket."""
         self.kill()
-        await self._ended()
+        await self._ended(5.0)
         self._link.close()
 
-    async def _ended(self) -> int | None:
-        """The exit status, waited for a moment; None where it still runs."""
-        for _ in range(500):
-            if (status := self.process.poll()) is not None:
-                return status
-            await asyncio.sleep(0.01)
-        return None
+    async def _ended(self, seconds: float) -> int | None:
+        """The exit status, waited for that long; None where it still runs."""
+        until = time.monotonic() + seconds
+        while (status := self.process.poll()) is None and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+        return status
