@@ -3,6 +3,7 @@
  * relative to the page. Knows the form of errors, not what answers hold.
  */
 
+import { StreamError } from "./answer.js";
 import { objects } from "./sse.js";
 
 /** A request that the server refused; `status`, and `retryAfter` in seconds where it said so. */
@@ -28,16 +29,25 @@ async function refusal(response) {
   return new ApiError(message || `The server answered ${response.status}.`, response.status, retryAfter);
 }
 
-/** The name of the first model that the server lists. Throws ApiError, or TypeError offline. */
+async function reached(address, options) {
+  try {
+    return await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("The server cannot be reached. Is it still running?", 0);
+  }
+}
+
+/** The name of the first model that the server lists. Throws ApiError. */
 export async function modelName(key) {
-  const response = await fetch("v1/models", { headers: headers(key) });
+  const response = await reached("v1/models", { headers: headers(key) });
   if (!response.ok) throw await refusal(response);
   return (await response.json()).data?.[0]?.id ?? "";
 }
 
-/** The stream's objects. Throws ApiError, TypeError (unreachable), or AbortError on `signal`. */
+/** The stream's objects. Throws ApiError, or AbortError on `signal`. */
 export async function* complete(body, key, signal) {
-  const response = await fetch("v1/chat/completions", {
+  const response = await reached("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json", ...headers(key) },
     body: JSON.stringify(body),
@@ -48,13 +58,22 @@ export async function* complete(body, key, signal) {
   const chunks = {
     // Not every browser can iterate over a stream itself.
     async *[Symbol.asyncIterator]() {
-      for (let piece; !(piece = await reader.read()).done; ) yield piece.value;
+      for (let piece; !(piece = await next(reader)).done; ) yield piece.value;
     },
   };
   try {
     yield* objects(chunks);
   } finally {
     reader.cancel().catch(() => {}); // after [DONE] or a stop nothing more is wanted
+  }
+}
+
+async function next(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("The connection to the server broke off.", 0);
   }
 }
 
@@ -67,6 +86,6 @@ export function explain(error) {
   if (error instanceof ApiError && error.status === 401) {
     return "The server asks for a key. Put it into the settings, then try again.";
   }
-  if (error instanceof TypeError) return "The server cannot be reached. Is it still running?";
-  return error.message || String(error);
+  if (error instanceof ApiError || error instanceof StreamError) return error.message;
+  return "The server sent something that is no answer.";
 }

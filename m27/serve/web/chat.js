@@ -3,7 +3,7 @@
  * everything in the store. Knows the server and the store; whoever shows it listens to its calls.
  */
 
-import { AnswerBuilder } from "./answer.js";
+import { AnswerBuilder, StreamError } from "./answer.js";
 import { complete, explain } from "./api.js";
 import * as talk from "./conversation.js";
 
@@ -88,6 +88,11 @@ export class Chat {
     this.#save(number);
   }
 
+  /** Keep a message as it is now. */
+  keep(number) {
+    this.#save(number);
+  }
+
   /** Stop the running answer, if any; resolves when it has ended. */
   async stop() {
     this.#abort?.abort();
@@ -119,6 +124,7 @@ export class Chat {
           this.#save(number);
         }
       }
+      if (!variant.finish) throw new StreamError("The answer broke off before its end.");
       builder.end("done");
     } catch (error) {
       if (signal.aborted) builder.end("stopped");

@@ -79,7 +79,14 @@ export class Composer {
       event.preventDefault();
       this.#submit();
     };
-    const given = { class: "composer", onsubmit, ondrop: (event) => this.#take(event, event.dataTransfer) };
+    const onkeydown = (event) => {
+      if (event.key !== "Escape" || !(this.#calls.oncancel || this.#recording)) return;
+      event.stopPropagation();
+      if (this.#recording) this.#endRecording();
+      else this.#cancel();
+    };
+    const ondrop = (event) => this.#take(event, event.dataTransfer);
+    const given = { class: "composer", onsubmit, onkeydown, ondrop };
     this.node = el("form", given, this.attachments, this.field, this.strip, this.notice, bar, this.picker);
   }
 
@@ -132,9 +139,6 @@ export class Composer {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
       this.#submit();
-    } else if (event.key === "Escape" && this.#calls.oncancel) {
-      event.stopPropagation();
-      this.#cancel();
     } else if (event.key === "ArrowUp" && !this.field.value && this.#calls.onup) {
       event.preventDefault();
       this.#calls.onup();

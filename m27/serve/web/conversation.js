@@ -21,9 +21,9 @@ export function newVariant(seed) {
   return { parts: [], state: "wait", seed, timing: {}, usage: null, finish: null, error: null };
 }
 
-/** A seed that nobody chose: below 2^31, which every client and server can hold. */
+/** A seed that nobody chose: short enough to be typed again. */
 export function randomSeed() {
-  return Math.floor(Math.random() * 2 ** 31);
+  return Math.floor(Math.random() * 1e6);
 }
 
 /** The variant of an answer that is shown, and that the conversation goes on from. */
@@ -56,20 +56,18 @@ function apiPart(part) {
 }
 
 /**
- * Messages in the API's form. A turn whose answer holds nothing (refused, or stopped at once) is
- * left out with its question: roles alternate, and a question repeated is not asked twice.
+ * Messages in the API's form, each with its number: [number, message]. A turn whose answer holds
+ * nothing (refused, or stopped at once) is left out with its question: roles alternate, and a
+ * question repeated is not asked twice.
  */
 export function toApi(messages) {
   const sent = [];
-  for (const message of messages) {
-    if (message.role === "user") {
-      sent.push({ role: "user", content: content(message.parts) });
-      continue;
-    }
-    const said = content(chosen(message).parts);
-    if (said.length) sent.push({ role: "assistant", content: said });
+  messages.forEach((message, number) => {
+    const { role } = message;
+    const said = content(role === "user" ? message.parts : chosen(message).parts);
+    if (role === "user" || said.length) sent.push([number, { role, content: said }]);
     else sent.pop();
-  }
+  });
   return sent;
 }
 
@@ -86,7 +84,7 @@ const FIELDS = {
 export function requestBody(model, messages, settings, seed) {
   const body = {
     model,
-    messages: toApi(messages),
+    messages: toApi(messages).map(([, message]) => message),
     stream: true,
     stream_options: { include_usage: true },
     seed,

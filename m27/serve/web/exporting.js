@@ -13,16 +13,22 @@ export function fileName(chat, ending) {
   return `m27-${words.slice(0, 40).toLowerCase() || "chat"}.${ending}`;
 }
 
-/** JSON text: `messages` can be sent to the API as they are; `turns` says how each came about. */
+/**
+ * JSON text. `messages` can be sent to the API as they are. `turns` says of each message on the page
+ * how it came about; parts stand there only if they are not in `messages[turn.message]` already.
+ */
 export function asJson(chat, messages, model) {
-  const turns = messages.map((message) =>
-    message.role === "user"
-      ? { role: "user", parts: message.parts, options: message.options }
-      : { role: "assistant", chosen: message.chosen, tries: message.variants },
-  );
+  const sent = toApi(messages);
+  const turns = messages.map((message, number) => {
+    const at = sent.findIndex(([n]) => n === number);
+    const without = (record, here) => (at >= 0 && here ? { ...record, parts: undefined } : record);
+    const { role, variants } = message;
+    const tries = variants?.map((variant, i) => without(variant, i === message.chosen));
+    return { ...without(message, true), role, variants: undefined, tries, message: at < 0 ? null : at };
+  });
   const head = { format: "m27.conversation", version: 1, title: chat.title, model };
   const dates = { created: new Date(chat.created).toISOString(), exported: new Date().toISOString() };
-  return JSON.stringify({ ...head, ...dates, messages: toApi(messages), turns }, null, 1);
+  return JSON.stringify({ ...head, ...dates, messages: sent.map(([, message]) => message), turns }, null, 1);
 }
 
 const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };

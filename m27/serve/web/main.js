@@ -10,6 +10,7 @@ import { Composer } from "./composer.js";
 import { download } from "./dom.js";
 import { asHtml, asJson, fileName } from "./exporting.js";
 import { examples } from "./samples.js";
+import { Follower } from "./scroll.js";
 import { chooseTheme, fillForm, loadSettings, readForm, saveSettings, themeChosen } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import { Player } from "./sound.js";
@@ -52,10 +53,11 @@ const thread = new Thread($("messages"), {
   onedit: edit,
   onagain: () => act(() => chat.again()),
   onchoose: (number, which) => chat.choose(number, which),
+  ontimed: (number) => chat.keep(number),
   onsettings: () => openSettings("key"),
   onsilence: silence,
   onplay: silence, // a sound played by hand is not to be mixed with one that comes
-  ongrow: follow,
+  ongrow: () => scroll.follow(),
   oncopy: (words) =>
     navigator.clipboard.writeText(words).then(
       () => toast("Copied"),
@@ -81,13 +83,18 @@ function act(work) {
   silence();
   if (settings.play) player.wake();
   work();
-  composer.field.focus();
+  focusField();
 }
 
 function stop() {
   silence();
   chat.stop();
-  composer.field.focus();
+  focusField();
+}
+
+/** Where one writes; but not where that would bring a keyboard up over what one came to see. */
+function focusField() {
+  if (matchMedia("(hover: hover)").matches) composer.field.focus();
 }
 
 function edit(number) {
@@ -114,7 +121,7 @@ chat.onopen = () => {
   undoEdit = null;
   thread.show(chat.messages);
   showState();
-  toEnd();
+  if (chat.messages.length) scroll.toEnd();
 };
 
 chat.onanswer = (number, event, changes, elapsed) => {
@@ -122,7 +129,7 @@ chat.onanswer = (number, event, changes, elapsed) => {
   if (event === "begin") {
     view.render();
     showState();
-    toEnd();
+    scroll.toEnd();
   } else if (event === "change") {
     view.change(changes, elapsed);
     for (const change of changes) {
@@ -138,7 +145,7 @@ chat.onanswer = (number, event, changes, elapsed) => {
     const { state, error } = chat.messages[number].variants.at(-1);
     if (state === "stopped") silence();
     announcer.end(error ? "" : state === "stopped" ? "Stopped." : "End of the answer.");
-    follow();
+    scroll.follow();
   }
 };
 
@@ -151,30 +158,13 @@ function showState() {
   for (const id of ["export-json", "export-html"]) $(id).disabled = running || !messages.length;
 }
 
-// ---- scrolling: along with the answer, unless a person reads further up ----
+// ---- scrolling ----
 
-const scroller = document.scrollingElement;
-let following = true;
-
-addEventListener("scroll", () => {
-  following = scroller.scrollHeight - scroller.scrollTop - innerHeight < 80;
-  $("to-end").hidden = following;
-});
-
-function follow() {
-  if (following) scroller.scrollTop = scroller.scrollHeight;
-}
-
-function toEnd() {
-  following = true;
-  requestAnimationFrame(follow);
-}
-
+const scroll = new Follower($("messages"), $("to-end"));
 $("to-end").addEventListener("click", () => {
-  toEnd();
+  scroll.toEnd();
   composer.field.focus();
 });
-new ResizeObserver(follow).observe($("messages")); // pictures get their height late
 
 // ---- conversations ----
 
@@ -204,7 +194,7 @@ chat.onchats = showChats;
 /** From the list to the messages. */
 function leave() {
   sidebar.close();
-  composer.field.focus();
+  focusField();
 }
 
 $("new-chat").addEventListener("click", async () => {
@@ -304,5 +294,5 @@ const latest = (await store.chats())[0];
 await chat.open(latest);
 await Promise.all([showChats(), showModel()]);
 if (!store.lasting) toast("This browser keeps nothing here: conversations end with the page.");
-composer.field.focus();
+focusField();
 document.body.dataset.ready = "true";

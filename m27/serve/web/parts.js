@@ -35,7 +35,13 @@ class TextView {
   }
 
   update() {
-    this.node.replaceChildren(...elements(this.part.text));
+    // Only what changed is replaced: what a person marks further up stays marked.
+    const [shown, made] = [[...this.node.children], elements(this.part.text)];
+    made.forEach((block, i) => {
+      if (!shown[i]) this.node.append(block);
+      else if (!shown[i].isEqualNode(block)) shown[i].replaceWith(block);
+    });
+    shown.slice(made.length).forEach((block) => block.remove());
   }
 }
 

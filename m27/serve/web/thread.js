@@ -17,9 +17,9 @@ class Question {
     this.edit = button("edit", "Edit and send again", () => calls.onedit(number), { bare: true });
     const asked = message.options?.modalities ?? MEDIA;
     const only = asked.length < MEDIA.length && `Answer in ${asked.map((m) => MEDIA_NAMES[m]).join(" and ")}`;
-    const foot = el("div", { class: "foot" }, only ? el("span", { class: "note" }, only) : null, this.edit);
     const bubble = el("div", { class: "bubble" }, ...views.map((view) => view.node));
-    this.node = el("article", { class: "question", "aria-label": "You" }, bubble, foot);
+    const note = only ? el("p", { class: "note" }, only) : null;
+    this.node = el("article", { class: "question", "aria-label": "You" }, this.edit, bubble, note);
   }
 }
 
@@ -40,13 +40,12 @@ class Answer {
     return ["wait", "stream"].includes(chosen(this.message)?.state);
   }
 
-  /** All of it anew. */
+  /** All of it as it is now. Pictures and sounds that are on the page already stay, and do not flicker. */
   render() {
-    this.#views.clear();
     const variant = chosen(this.message);
-    const nodes = (variant?.parts ?? []).map((part) => this.#view(part).node);
-    this.parts.replaceChildren(...nodes);
-    for (const view of this.#views.values()) view.update(this.live);
+    const views = (variant?.parts ?? []).map((part) => this.#view(part));
+    this.parts.replaceChildren(...views.map((view) => view.node));
+    for (const view of views) view.update(this.live);
     this.node.setAttribute("aria-busy", String(this.live));
     if (variant?.state === "wait") this.parts.append(waiting());
     if (variant?.error) this.parts.append(this.#fault(variant.error));
@@ -57,7 +56,11 @@ class Answer {
     if (!this.#views.has(part)) {
       const variant = chosen(this.message);
       const onshown = () => {
-        if (this.live) variant.timing.firstPicture ??= this.elapsed?.();
+        if (!this.elapsed || variant.timing.firstPicture !== undefined) return;
+        variant.timing.firstPicture = this.elapsed();
+        if (this.live) return;
+        this.#footer(variant); // a fast answer ends before its picture is on the screen
+        this.calls.ontimed(this.number);
       };
       this.#views.set(part, viewOf(part, false, { ...this.calls, onshown }));
     }
@@ -73,9 +76,8 @@ class Answer {
 
   #draw() {
     for (const part of this.#dirty) {
-      const fresh = !this.#views.has(part);
       const view = this.#view(part);
-      if (fresh) this.parts.append(view.node);
+      if (view.node.parentNode !== this.parts) this.parts.append(view.node);
       view.update(this.live);
     }
     this.#dirty.clear();
@@ -85,7 +87,7 @@ class Answer {
 
   /** The packets of `part` can be heard, or no longer. */
   setPlaying(part, playing) {
-    this.#views.get(part)?.setPlaying?.(playing, this.live);
+    this.#view(part).setPlaying(playing, this.live);
   }
 
   #fault(error) {
@@ -98,13 +100,13 @@ class Answer {
   }
 
   #footer(variant) {
-    if (!variant || this.live) {
-      this.foot.replaceChildren();
-      return;
-    }
-    const rows = variant.state === "failed" && !variant.parts.length ? [] : figures(variant);
+    this.foot.replaceChildren();
+    if (!variant || this.live || (variant.error && this.message.variants.length < 2 && !variant.parts.length)) return;
     const list = el("dl", { class: "figures" });
-    for (const [label, value] of rows) list.append(el("div", {}, el("dt", {}, label), el("dd", {}, value)));
+    for (const [label, value] of figures(variant)) {
+      const plain = /[a-z]/.test(value.replace(/ s$/, "")); // a unit says what it is
+      list.append(el("div", {}, el("dt", { class: plain ? "hidden" : "" }, label), el("dd", {}, value)));
+    }
     const acts = el("div", { class: "acts" });
     if (this.message.variants.length > 1) acts.append(this.#tries());
     const words = textOf(variant.parts);
@@ -113,7 +115,7 @@ class Answer {
       acts.append(copy);
     }
     const again = button("again", "Try again with another seed", () => this.calls.onagain(), { bare: true });
-    if (this.last) acts.append(again);
+    if (this.last && !variant.error) acts.append(again);
     const ends = { stopped: "Stopped", length: "Cut off at the limit of tokens" };
     const end = ends[variant.state] ?? ends[variant.finish];
     this.foot.replaceChildren(acts, end ? el("span", { class: "note" }, end) : "", list);
