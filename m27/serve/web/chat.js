@@ -43,6 +43,10 @@ export class Chat {
       const left = (message.variants ?? []).filter((v) => v.state === "wait" || v.state === "stream");
       for (const variant of left) variant.state = "stopped";
     }
+    if (this.messages.at(-1)?.role === "user") {
+      const variant = { ...talk.newVariant(talk.randomSeed()), state: "stopped" }; // so that it can be asked again
+      this.messages.push({ role: "assistant", variants: [variant], chosen: 0 });
+    }
     this.chat = chat ?? talk.newChat();
     this.onopen();
   }
@@ -113,16 +117,14 @@ export class Chat {
     const body = talk.requestBody(this.model, this.messages.slice(0, number), settings, seed);
     const began = performance.now();
     const builder = new AnswerBuilder(variant, () => performance.now() - began);
-    let saved = began;
+    const keep = () => this.#save(number);
+    const timer = setInterval(keep, SAVE_EVERY_MS);
+    addEventListener("pagehide", keep);
     this.onanswer(number, "begin");
     try {
       for await (const object of complete(body, key, signal)) {
         const changes = builder.take(object);
         if (changes.length) this.onanswer(number, "change", changes, builder.elapsed);
-        if (performance.now() - saved > SAVE_EVERY_MS) {
-          saved = performance.now();
-          this.#save(number);
-        }
       }
       if (!variant.finish) throw new StreamError("The answer broke off before its end.");
       builder.end("done");
@@ -131,9 +133,11 @@ export class Chat {
       else builder.end("failed", { message: explain(error), status: error.status ?? null });
     }
     this.#abort = null;
+    clearInterval(timer);
+    removeEventListener("pagehide", keep);
     this.chat.updated = Date.now();
     this.#saveChat();
-    this.#save(number);
+    keep();
     this.onanswer(number, "end");
   }
 

@@ -2,8 +2,8 @@
 
 Speaks the stream of chat completions as documented. What is answered depends on words in the last
 message: "draw", "say", "story", "hold" (pauses half-way until `release`), "busy", "secret" (wants a
-key), "break" (an error half-way), "long" (many lines); a picture is answered by its colour, a sound by its length; anything
-else is said back with the seed. Knows nothing of m27.
+key), "break" (an error half-way), "long" (many lines). A picture is answered by its colour, a sound
+by its length; anything else is said back with the seed. Knows nothing of m27.
 """
 
 import base64
@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-WEB = Path(__file__).resolve().parents[2] / "m27" / "serve" / "web"
+WEB = Path(__file__).resolve().parents[3] / "m27" / "serve" / "web"
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
     "connect-src 'self'"
