@@ -103,7 +103,7 @@ export class AnswerBuilder {
   }
 }
 
-/** What the figures under an answer say, as [label, value] pairs; only those that are known. */
+/** The figures under an answer: [label, value, whether the value alone says what it is]. */
 export function figures(variant) {
   const { timing, usage } = variant;
   const seconds = (ms) => (ms < 9950 ? `${(ms / 1000).toFixed(2)} s` : `${(ms / 1000).toFixed(1)} s`);
@@ -111,12 +111,12 @@ export function figures(variant) {
   const tokens = usage?.completion_tokens;
   const spent = timing.total - timing.firstToken; // prefill is in the time to the first token
   if (tokens > 1 && spent > 0) {
-    rows.push(["speed", `${Math.round(((tokens - 1) * 1000) / spent)} tokens/s`]);
+    rows.push(["speed", `${Math.round(((tokens - 1) * 1000) / spent)} tokens/s`, true]);
   }
   if (timing.firstToken !== undefined) rows.push(["first token", seconds(timing.firstToken)]);
   if (timing.firstPicture !== undefined) rows.push(["first picture", seconds(timing.firstPicture)]);
   if (timing.firstSound !== undefined) rows.push(["first sound", seconds(timing.firstSound)]);
-  if (tokens !== undefined) rows.push(["length", `${tokens} token${tokens === 1 ? "" : "s"}`]);
+  if (tokens !== undefined) rows.push(["length", `${tokens} token${tokens === 1 ? "" : "s"}`, true]);
   rows.push(["seed", String(variant.seed)]);
   return rows;
 }

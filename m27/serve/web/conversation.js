@@ -83,7 +83,7 @@ const FIELDS = {
 /** The request whose answer goes on from `messages`. What a person left open, the server chooses. */
 export function requestBody(model, messages, settings, seed) {
   const body = {
-    model,
+    ...(model && { model }),
     messages: toApi(messages).map(([, message]) => message),
     stream: true,
     stream_options: { include_usage: true },

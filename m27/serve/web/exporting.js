@@ -1,11 +1,13 @@
 /**
  * A conversation as a file to keep: JSON whose messages are in the API's form, or a page that needs
- * nothing else. Pure; text is escaped, media are data URLs, and the page has no scripts.
+ * nothing else: text is escaped, media are data URLs, and there are no scripts. Shows and saves nothing.
  */
 
 import { figures } from "./answer.js";
 import { chosen, toApi } from "./conversation.js";
+import { el } from "./dom.js";
 import { dataUrl } from "./files.js";
+import { elements } from "./markdown.js";
 
 /** A name for the file, out of the conversation's title. */
 export function fileName(chat, ending) {
@@ -42,15 +44,21 @@ main { max-width: 44rem; margin: 0 auto; padding: 3rem 1.25rem 5rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; }
 header p, .note { color: var(--soft); font-size: .85rem; margin: .4rem 0 0; }
 section { margin: 2rem 0 0; overflow-wrap: anywhere; }
-section p { white-space: pre-wrap; margin: .6rem 0; }
-.you { background: var(--you); border-radius: 18px; padding: .4rem 1.1rem; margin-left: 15%; }
+section p, blockquote { white-space: pre-wrap; margin: .6rem 0; }
+.heading { font-weight: 650; }
+blockquote { padding-left: 1rem; border-left: 3px solid var(--you); color: var(--soft); }
+pre { overflow-x: auto; padding: .8rem 1rem; background: var(--you); border-radius: 12px; line-height: 1.45; }
+.you { background: var(--you); border-radius: 18px; padding: .1rem 1.1rem; width: fit-content; max-width: 85%; margin-left: auto; }
 img { display: block; max-width: 100%; width: 18rem; border-radius: 12px; margin: .8rem 0; }
 .you img { width: 9rem; }
 audio { display: block; width: 22rem; max-width: 100%; margin: .8rem 0; }
 `;
 
-function partHtml(part) {
-  if (part.type === "text") return `<p>${escape(part.text)}</p>`;
+function partHtml(part, mine) {
+  if (part.type === "text") {
+    // Elements of text, written out by the browser, are escaped by it.
+    return mine ? `<p>${escape(part.text)}</p>` : el("div", {}, ...elements(part.text)).innerHTML;
+  }
   const url = dataUrl(part);
   if (!url) return '<p class="note">(a part that was broken off before it could be shown)</p>';
   return part.type === "image_url" ? `<img alt="Picture" src="${url}">` : `<audio controls src="${url}"></audio>`;
@@ -58,13 +66,13 @@ function partHtml(part) {
 
 function messageHtml(message) {
   if (message.role === "user") {
-    return `<section class="you" aria-label="You">${message.parts.map(partHtml).join("\n")}</section>`;
+    return `<section class="you" aria-label="You">${message.parts.map((part) => partHtml(part, true)).join("\n")}</section>`;
   }
   const variant = chosen(message);
-  const took = figures(variant).map(([label, value]) => escape(`${label} ${value}`)).join(" · ");
+  const took = figures(variant).map(([label, value, plain]) => escape(plain ? value : `${label} ${value}`));
   const fault = variant.error ? `<p>${escape(variant.error.message)}</p>` : "";
-  const body = variant.parts.map(partHtml).join("\n");
-  return `<section aria-label="Answer">${body}${fault}\n<p class="note">${took}</p></section>`;
+  const body = variant.parts.map((part) => partHtml(part, false)).join("\n");
+  return `<section aria-label="Answer">${body}${fault}\n<p class="note">${took.join(" · ")}</p></section>`;
 }
 
 /** A page of HTML. Its own policy lets nothing run and nothing load. */

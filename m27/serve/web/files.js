@@ -6,6 +6,7 @@
 import { toBase64 } from "./wav.js";
 
 export const MAX_BYTES = 10 * 1000 * 1000;
+const KINDS = "PNG, JPEG, WebP, GIF, BMP, WAV, FLAC, OGG and MP3";
 export const ACCEPT = ".png,.jpg,.jpeg,.webp,.gif,.bmp,.wav,.flac,.ogg,.oga,.mp3";
 
 /** A file that is not taken; the message is one line that names it. */
@@ -57,8 +58,7 @@ export async function readFile(file) {
   }
   const part = partOf(bytes);
   if (!part) {
-    const wanted = "a PNG, JPEG, WebP, GIF or BMP picture, or a WAV, FLAC, OGG or MP3 sound";
-    throw new Refused(`${name} was not added: it is not ${wanted}.`);
+    throw new Refused(`${name} was not added: it is none of ${KINDS}.`);
   }
   return part;
 }

@@ -116,12 +116,12 @@ class SoundView {
   update(live = false) {
     const { part, audio } = this;
     const coming = Boolean(part.partial) && live;
-    const url = coming ? "" : dataUrl(part);
+    const url = coming ? "" : dataUrl(part); // by hand only when it is all there and no longer plays
     if (url && url !== this.#shown) {
       this.#shown = url;
       audio.src = url;
     }
-    audio.hidden = !url;
+    audio.hidden = !url || this.playing;
     const length = part.seconds ? `${part.seconds.toFixed(1)} s` : "";
     const state = this.playing ? "Playing" : coming ? "Receiving" : part.partial ? "Stopped" : "";
     this.note.textContent = [state, length].filter(Boolean).join(", ");

@@ -103,8 +103,7 @@ class Answer {
     this.foot.replaceChildren();
     if (!variant || this.live || (variant.error && this.message.variants.length < 2 && !variant.parts.length)) return;
     const list = el("dl", { class: "figures" });
-    for (const [label, value] of figures(variant)) {
-      const plain = /[a-z]/.test(value.replace(/ s$/, "")); // a unit says what it is
+    for (const [label, value, plain] of figures(variant)) {
       list.append(el("div", {}, el("dt", { class: plain ? "hidden" : "" }, label), el("dd", {}, value)));
     }
     const acts = el("div", { class: "acts" });

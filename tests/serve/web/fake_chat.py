@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 WEB = Path(__file__).resolve().parents[3] / "m27" / "serve" / "web"
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
-    "connect-src 'self'"
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 RATE = 16_000
 KEY = "sesame"

@@ -160,7 +160,8 @@ def test_files_of_other_kinds_or_too_large_are_refused_in_a_line_each(playground
     notice.wait_for()
     lines = notice.inner_text().splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith("notes.txt was not added: it is not a PNG, JPEG")
+    kinds = "PNG, JPEG, WebP, GIF, BMP, WAV, FLAC, OGG and MP3"
+    assert lines[0] == f"notes.txt was not added: it is none of {kinds}."
     assert lines[1].startswith("clip.mp4 was not added")
     assert lines[2] == "huge.png was not added: it has 10.0 MB, and 10 MB is the most."
     assert playground.page.get_by_alt_text("Picture 1 to send").count() == 1
