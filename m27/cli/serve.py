@@ -40,6 +40,7 @@ def serve(
     waiting: Annotated[int, typer.Option(help="Answers that may wait; more are told 429.")] = 256,
     cache_mb: Annotated[int, typer.Option(help="Room for keys and values.")] = 768,
     max_tokens: Annotated[int, typer.Option(help="The most of one answer.")] = 4096,
+    sound_seconds: Annotated[float, typer.Option(help="The longest sound made.")] = 30.0,
     body_mb: Annotated[int, typer.Option(help="The largest request.")] = 32,
     timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 600.0,
     requests_a_minute: Annotated[int, typer.Option(help="Of each key; 0: no limit.")] = 0,
@@ -62,6 +63,7 @@ def serve(
         allowed_hosts=tuple(allow_host or ()), origins=tuple(allow_origin or ()),
         body_bytes=body_mb << 20, answer_tokens=max_tokens, seconds=timeout,
         requests_a_minute=requests_a_minute, concurrent=concurrent, drain_seconds=drain,
+        sound_seconds=sound_seconds,
     )  # fmt: skip
     known = load_keys(settings, keys, os.environ.get("M27_API_KEYS"))
     check_exposure(settings, len(known), force)

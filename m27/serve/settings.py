@@ -41,7 +41,7 @@ class Settings:
     json_depth: int = 64
     text_bytes: int = 256 << 10
     messages: int = 256
-    media: int = 32
+    media: int = 16
     seconds: float = 600.0
     answers: int = 8
     answer_tokens: int = 4096
