@@ -30,6 +30,7 @@ def router(server: Server) -> APIRouter:
             refuse_unsupported(body)
             streamed = bool(body.stream)
             ticket, asked = await server.within(request, start(server, request, body))
+        del body  # what it holds of media is not kept while the answer is written
         if streamed:
             source, ping = chunks(ticket, asked), server.settings.ping_seconds
             return server.stream(request, ticket, source, ping=ping)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
 from m27 import __version__
 from m27.serve import media_schema, schema
@@ -176,6 +177,12 @@ def route(
 BODY = (401, 404, 408, 415, 429, 504)
 
 
+class _Nothing(Response):
+    """Adds no content type of its own to the document."""
+
+    media_type = None
+
+
 def chat() -> Json:
     """Of `/v1/chat/completions`."""
     given = {JSON: {"schema": of(ChatCompletion)}, SSE: {"schema": {"type": "string"}}}
@@ -200,15 +207,6 @@ def transcript() -> Json:
     }  # fmt: skip
     takes = {"multipart/form-data": media_schema.TranscriptionRequest}
     return route(given, takes=takes, more=BODY)
-
-
-from starlette.responses import Response as _Response  # noqa: E402
-
-
-class _Nothing(_Response):
-    """Adds no content type of its own to the document."""
-
-    media_type = None
 
 
 def install(app: FastAPI) -> None:

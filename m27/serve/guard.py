@@ -26,6 +26,7 @@ from m27.serve.settings import Settings
 OPEN = frozenset({"/health", "/openapi.json"})  # besides the files of the playground
 _ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
 _LINGER = 2.0  # seconds in which a body that is too large is still read, and thrown away
+_SLACK = 30.0  # seconds beyond those of body and answer until a request is given up whatever it does
 _log = logging.getLogger("m27.serve")
 SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -85,6 +86,8 @@ class _Call:
             await self._run()
         except ApiError as error:
             await self.refuse(error)
+        except TimeoutError:
+            self.gone = True
         except Exception as error:
             _log.error("a request failed", exc_info=error, extra={"facts": {"request_id": self.id}})
             if not self.status:
@@ -111,11 +114,13 @@ class _Call:
         if not length.isdigit() or int(length) > self.limit:
             raise self._too_large()
         scope["state"] = {**scope.get("state", {}), "call": self}
-        if self.key is None or path == "/metrics":
-            await guard.app(scope, self.take, self.give)
-            return
-        with guard.keys.admitted(self.key):
-            await guard.app(scope, self.take, self.give)
+        most = guard.settings.body_seconds + guard.settings.seconds + _SLACK
+        async with asyncio.timeout(most):  # whoever does not read the answer is not waited for
+            if self.key is None or path == "/metrics":
+                await guard.app(scope, self.take, self.give)
+                return
+            with guard.keys.admitted(self.key):
+                await guard.app(scope, self.take, self.give)
 
     def _check_host(self) -> None:
         hosts = self.guard.settings.hosts
