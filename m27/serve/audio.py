@@ -28,7 +28,7 @@ _WORDS = 256  # tokens that a transcript may take
 
 
 def router(server: Server) -> APIRouter:
-    """The routes."""
+    """The routes over a server."""
     routes = APIRouter()
 
     @routes.post("/v1/audio/speech", **documents.sounds({documents.JSON: SpeechRequest}))

@@ -20,7 +20,7 @@ from m27.serve.tools import Calling, calling, told
 
 
 def router(server: Server) -> APIRouter:
-    """The route."""
+    """The route over a server."""
     routes = APIRouter()
 
     @routes.post("/v1/chat/completions", **documents.chat())

@@ -76,7 +76,7 @@ class AnswerMessage(Answered):
 
 
 class Choice(Answered):
-    """One answer."""
+    """One of the answers."""
 
     index: int
     message: AnswerMessage
@@ -125,7 +125,7 @@ class Model(Answered):
 
 
 class Models(Answered):
-    """The models."""
+    """The model and its adapters."""
 
     object: Literal["list"]
     data: list[Model]
@@ -219,15 +219,16 @@ def install(app: FastAPI) -> None:
                 description="Text, pictures and sounds in one answer, over OpenAI's API.",
             )  # fmt: skip
             _, taken = models_json_schema(
-                [*((m, "validation") for m in TAKEN), *((m, "serialization") for m in GIVEN)],
+                [(model, "validation") for model in (*TAKEN, *GIVEN)],  # one form of each
                 ref_template="#/components/schemas/{model}",
             )
             components = document.setdefault("components", {})
             components["schemas"] = taken["$defs"]
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for path, methods in document["paths"].items():
-                if path != "/health":
-                    for method in methods.values():
+                for method in methods.values():
+                    method["responses"].pop("422", None)  # FastAPI's own; ours are 400
+                    if path != "/health":
                         method["security"] = [{"key": []}, {}]
             app.openapi_schema = document
         return app.openapi_schema

@@ -22,6 +22,7 @@ from m27.serve.errors import ApiError, from_engine
 
 _log = logging.getLogger("m27.serve")
 State = str  # "ok", "stuck", "dead", "closed"
+_COUNTED = 0.05  # seconds between looks at the engine's counts
 _IDLE = 0.25  # seconds between the signs of life of an engine that has nothing to do
 
 
@@ -192,12 +193,14 @@ class EngineThread:
     # In the thread
 
     def _run(self) -> None:
+        counted = 0.0
         try:
             while self._commands():
                 self._beat = time.monotonic()
                 if self.engine.busy():
                     self._deliver(self.engine.step())
-                self._metrics = self.engine.metrics()
+                if not self.engine.busy() or self._beat - counted > _COUNTED:
+                    self._metrics, counted = self.engine.metrics(), self._beat
         except BaseException as error:
             self._death = error
             told = ApiError(500, "the engine has died", code="engine_failed")

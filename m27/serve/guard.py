@@ -185,6 +185,7 @@ class _Call:
             extra.append((b"x-request-id", self.id.encode("ascii")))
             if self.origin is not None:
                 extra.append((b"access-control-allow-origin", self.origin))
+                extra.append((b"access-control-expose-headers", b"retry-after, x-request-id"))
                 extra.append((b"vary", b"Origin"))
             message = {**message, "headers": [*message.get("headers", ()), *extra]}
         await self.send(message)

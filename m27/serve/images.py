@@ -30,7 +30,7 @@ _QUALITY = 90
 
 
 def router(server: Server) -> APIRouter:
-    """The routes."""
+    """The routes over a server."""
     routes = APIRouter()
 
     @routes.post(

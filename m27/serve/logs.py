@@ -14,7 +14,7 @@ class JsonLines(logging.Formatter):
     """{"time", "level", "message", …}: what a record's `facts` hold stands beside these."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """A record as one line."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

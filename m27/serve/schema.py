@@ -30,7 +30,7 @@ class Loose(BaseModel):
 
 
 class TextPart(Loose):
-    """Words."""
+    """A part of words."""
 
     type: Literal["text"]
     text: str
@@ -44,7 +44,7 @@ class ImageUrl(Loose):
 
 
 class ImagePart(Loose):
-    """A picture."""
+    """A part that is a picture."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -58,7 +58,7 @@ class InputAudio(Loose):
 
 
 class AudioPart(Loose):
-    """A sound."""
+    """A part that is a sound."""
 
     type: Literal["input_audio"]
     input_audio: InputAudio

@@ -87,7 +87,7 @@ def test_errors_name_the_field_and_not_what_was_in_it() -> None:
     for value, where in (
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content[0]"),
         ({"messages": "secret-value"}, "messages"),
-        ({"messages": [], "sed": 1}, "sed"),
+        ({"messages": [{"role": "user", "content": "x"}], "sed": 1}, "sed"),
         (["secret-value"], None),
     ):
         with pytest.raises(ApiError) as caught:

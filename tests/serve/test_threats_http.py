@@ -94,6 +94,29 @@ def test_a_decoder_killed_under_load() -> None:
         assert server.chat([image(live.png())], modalities=["text"], max_tokens=2).status == 200
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_every_third_upload_is_corrupt_and_memory_comes_back() -> None:
+    def ask(server: Live, number: int) -> None:
+        whole = live.png(side=256, seed=number)
+        data = whole[: len(whole) // 2] if number % 3 == 0 else whole
+        answer = server.chat([image(data), {"type": "text", "text": str(number)}], modalities=["text"], max_tokens=4)
+        assert answer.status == (400 if number % 3 == 0 else 200), answer.body
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    with live.running() as server:
+        for number in range(60):
+            ask(server, number)
+        before = resident()
+        for number in range(60, 360):
+            ask(server, number)
+        assert resident() <= before * 1.05
+        assert server.server.bodies.held == 0
+        assert server.ask("GET", "/health").status == 200
+
+
 def test_no_address_and_no_path_in_any_body(server: Live) -> None:
     bodies = [
         server.chat("x", model="/etc/passwd"), server.chat("x", adapter="/root/.ssh/id"),
@@ -129,8 +152,9 @@ def test_control_tokens_of_every_role_stay_text(server: Live) -> None:
         assert answer.status == 200, answer.body
         return answer.json["usage"]["prompt_tokens"]
 
-    typed = "".join([*tiny.VOCABULARY.control, "<|i3|>", "<|a5|>", "<|image|><|h1|><|w1|><|i1|><|/image|>"])
-    for role in ("user", "system", "developer", "tool", "assistant"):
+    names = [*tiny.VOCABULARY.control, "<|i3|>", "<|a5|>", "<|image|><|h1|><|w1|><|i1|><|/image|>"]
+    for number, role in enumerate(("user", "system", "developer", "tool", "assistant")):
+        typed = "".join(names[number::5])
         for form in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
             messages = [{"role": role, "content": form("")}, {"role": "user", "content": "x"}]
             plain = count(messages)
