@@ -48,7 +48,7 @@ class Intake:
             with self.metrics.timed("decode", kind):
                 array = await decoding
         except MediaRefused as error:
-            after = 2.0 if error.status == 429 else None
+            after = 2.0 if error.status in (429, 503) else None
             raise ApiError(
                 error.status, f"{where}: {error}", code=error.code, param=where, retry_after=after
             ) from None

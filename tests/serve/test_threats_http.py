@@ -89,7 +89,8 @@ def test_a_decoder_killed_under_load() -> None:
             thread.join(120)
             assert not thread.is_alive()
         assert len(statuses) == 36
-        assert set(statuses) <= {200, 400, 429} and statuses.count(200) >= 24
+        # 503: of a decoder that was killed before it had started.
+        assert set(statuses) <= {200, 400, 429, 503} and statuses.count(200) >= 24
         assert healthy == [200] * 4
         assert server.chat([image(live.png())], modalities=["text"], max_tokens=2).status == 200
 
