@@ -215,7 +215,7 @@ class _Worker:
         except TimeoutError:
             raise _LostError(slow, "decoder_timeout") from None
         except (OSError, EOFError):
-            if await self._ended(1.0) == decoder.TIMED_OUT:
+            if await self._ended(5.0) == decoder.TIMED_OUT:
                 raise _LostError(slow, "decoder_timeout") from None
             raise _LostError(f"the {noun} made its decoder fail", "decoder_died") from None
         except ValueError:  # what came is no answer to the job
