@@ -422,6 +422,23 @@ def test_other_names_of_sounds_are_refused(door: Door, format: str) -> None:
     assert len(str(caught.value)) < 100
 
 
+def test_a_job_may_come_while_the_gate_starts(open_door: Callable[..., Door]) -> None:
+    door = open_door(GateLimits(workers=1))
+
+    async def both() -> np.ndarray:
+        picture, _ = await asyncio.gather(door.gate.picture_bytes(samples.picture("PNG")), door.gate.start())
+        return picture
+
+    async def other_way() -> np.ndarray:
+        _, picture = await asyncio.gather(door.gate.start(), door.gate.picture_bytes(samples.picture("PNG")))
+        return picture
+
+    assert door(both()).shape == door(other_way()).shape == (40, 60, 3)
+    door = open_door(GateLimits(workers=1))
+    assert door(other_way()).shape == (40, 60, 3)
+    assert len(door.workers()) == 1
+
+
 def test_what_the_gate_did_is_counted(open_door: Callable[..., Door]) -> None:
     door = open_door(GateLimits(workers=1))
     door.picture(samples.picture("PNG"))
