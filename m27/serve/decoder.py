@@ -37,8 +37,8 @@ TIMED_OUT = 75  # the exit status when a job took too long
 MAX_LINE = 500
 
 
-def main(arguments: list[str]) -> int:
-    """Serve until the other side closes the socket. Returns the exit status."""
+def main(arguments: list[str]) -> None:
+    """Serve until the other side closes the socket, or a job does not end well."""
     settings: dict[str, Any] = json.loads(arguments[1])
     link = socket.socket(fileno=int(arguments[0]))
     _load()
@@ -55,8 +55,7 @@ def main(arguments: list[str]) -> int:
         _, status = os.waitpid(child, 0)
         if status:
             slow = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGXCPU)
-            return TIMED_OUT if slow else 1
-    return 0
+            os._exit(TIMED_OUT if slow else 1)  # at once: the pool waits for it
 
 
 def _load() -> None:
@@ -111,10 +110,13 @@ def _decode(
     what: int, flags: int, fit: tuple[int, int], data: bytes, settings: dict[str, Any]
 ) -> np.ndarray[Any, Any]:
     """uint8 [H, W, 3] or float32 [T]. Raises MediaError or MediaRefused."""
+    pixels, seconds, most = settings["pixels"], settings["seconds"], settings["decoded_bytes"]
+    if not all(fit):
+        pixels = min(pixels, most // 3)
+    seconds = min(seconds, most / (4 * media.SAMPLE_RATE))
     limits = media.Limits(
-        settings["file_bytes"], settings["pixels"], settings["seconds"], settings["samples"],
-        tuple(settings["formats"]),
-    )  # fmt: skip
+        settings["file_bytes"], pixels, seconds, settings["samples"], tuple(settings["formats"])
+    )
     if flags & BASE64:
         data = payload.decode(data, limits.max_bytes)
     if what == SOUND:
@@ -135,4 +137,4 @@ def _receive(link: socket.socket, length: int) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -30,7 +30,6 @@ from m27.serve.pool import Job, Pool
 __all__ = ["Gate", "GateLimits", "MediaRefused"]
 
 SOUND_NAMES = ("wav", "flac", "ogg", "mp3")
-_MAX_SIDE = 65_535  # pixels that a picture can be fitted into
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,15}):", re.IGNORECASE | re.ASCII)
 
 Picture = NDArray[np.uint8]
@@ -87,14 +86,15 @@ class Gate:
 
         With `fit` (height, width) it comes in that size, as the processor would fit it
         (`fit_image` with `crop`, or with `letterbox`), and a large picture never reaches this process.
+        Raises ValueError for a `fit` that is no size, or beyond `limits.decoded_bytes`.
         """
         with self._counted():
             if url[:5].lower() == "data:":
                 data = self._encoded(payload.data_url(url, self.limits.file_bytes))
-                return await self._decode(Job(PICTURE, data, True, _fit(fit), letterbox))
+                return await self._decode(Job(PICTURE, data, True, self._fit(fit), letterbox))
             if url[:8].lower().startswith(("http://", "https://")):
-                data = await self._fetch(url)
-                return await self._decode(Job(PICTURE, self._sized(data), False, _fit(fit), letterbox))
+                data = self._sized(await self._fetch(url))
+                return await self._decode(Job(PICTURE, data, False, self._fit(fit), letterbox))
             raise MediaRefused(_no_address(url), "bad_url")
 
     async def picture_bytes(
@@ -102,7 +102,8 @@ class Gate:
     ) -> Picture:
         """uint8 [H, W, 3] of a PNG, JPEG, WebP, GIF or BMP file; `fit` and `letterbox` as for `picture`."""
         with self._counted():
-            return await self._decode(Job(PICTURE, self._sized(data), False, _fit(fit), letterbox))
+            job = Job(PICTURE, self._sized(data), False, self._fit(fit), letterbox)
+            return await self._decode(job)
 
     async def sound(self, data_base64: str, format: str = "wav") -> Sound:
         """float32 [T] at 16 kHz, in -1..1, of base64. `format` must name one of ours (so that raw samples
@@ -159,6 +160,16 @@ class Gate:
             raise MediaRefused(what, "media_too_large")
         return data
 
+    def _fit(self, size: Fit | None) -> Fit:
+        if size is None:
+            return 0, 0
+        height, width = size
+        if not (0 < height < 65_536 and 0 < width < 65_536) or (
+            height * width * 3 > self.limits.decoded_bytes
+        ):
+            raise ValueError(f"a picture cannot be fitted into {height} x {width}")
+        return size
+
     @contextmanager
     def _counted(self) -> Iterator[None]:
         try:
@@ -166,14 +177,6 @@ class Gate:
         except MediaRefused as error:
             self._refused[error.code] += 1
             raise
-
-
-def _fit(size: Fit | None) -> Fit:
-    if size is None:
-        return 0, 0
-    if not all(1 <= side <= _MAX_SIDE for side in size):
-        raise ValueError(f"a picture cannot be fitted into {size[0]} x {size[1]}")
-    return size
 
 
 def _no_address(url: str) -> str:

@@ -74,7 +74,7 @@ class Pool:
         missing = self._limits.workers - len(self._idle) - len(self._busy)
         self._idle += [_Worker(self._limits) for _ in range(missing)]
         try:
-            for worker in self._idle:
+            for worker in tuple(self._idle):
                 await worker.ready()
         except _LostError as error:
             raise MediaRefused(error.args[0], error.code) from None
@@ -143,7 +143,6 @@ class Pool:
             raise answer
         return answer, time.perf_counter() - started
 
-
     async def _take(self) -> _Worker:
         """A worker that is alive: one may have been killed from outside while it was idle."""
         while self._idle:
@@ -167,7 +166,7 @@ class _Worker:
     """One process, and our end of the socket to it."""
 
     def __init__(self, limits: GateLimits) -> None:
-        self._limits, self._ready = limits, False
+        self._limits, self._ready, self._starting = limits, False, asyncio.Lock()
         self._link, theirs = socket.socketpair()
         self._link.setblocking(False)
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
@@ -191,16 +190,17 @@ class _Worker:
 
     async def ready(self) -> None:
         """Wait until it can take a job. Raises _LostError where it does not come up."""
-        if self._ready:
-            return
-        try:
-            async with asyncio.timeout(self._limits.start_seconds):
-                said = await self._receive(len(decoder.READY))
-        except (OSError, EOFError):
-            said = b""
-        if said != decoder.READY:
-            raise _LostError("no decoder could be started", "decoder_unavailable")
-        self._ready = True
+        async with self._starting:  # `start` and a first job may both wait for it
+            if self._ready:
+                return
+            try:
+                async with asyncio.timeout(self._limits.start_seconds):
+                    said = await self._receive(len(decoder.READY))
+            except (OSError, EOFError):
+                said = b""
+            if said != decoder.READY:
+                raise _LostError("no decoder could be started", "decoder_unavailable")
+            self._ready = True
 
     async def ask(self, job: Job) -> np.ndarray[Any, Any] | MediaRefused:
         """The array, or why there is none. Raises _LostError where the process must be replaced."""
@@ -215,7 +215,7 @@ class _Worker:
         except TimeoutError:
             raise _LostError(slow, "decoder_timeout") from None
         except (OSError, EOFError):
-            if await self._ended(1.0) == decoder.TIMED_OUT:
+            if await self._ended(5.0) == decoder.TIMED_OUT:
                 raise _LostError(slow, "decoder_timeout") from None
             raise _LostError(f"the {noun} made its decoder fail", "decoder_died") from None
         except ValueError:  # what came is no answer to the job

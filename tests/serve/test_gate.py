@@ -21,7 +21,7 @@ from m27.serve.gate import GateLimits, MediaRefused
 from tests.serve import samples
 from tests.serve.conftest import PATIENCE, Door, data_url
 
-SLOW = 500  # scans: seconds of decoding in a few kilobytes
+SLOW = 20_000  # scans: most of a minute of decoding in less than a megabyte
 
 
 def until(true: Callable[[], object]) -> None:
@@ -76,8 +76,19 @@ def test_a_picture_can_come_in_the_size_it_is_wanted_in(door: Door, letterbox: b
     rgb = samples.gradient(300, 200)
     fitted = door.picture(samples.picture("PNG", rgb), fit=(64, 96), letterbox=letterbox)
     assert np.array_equal(fitted, media.fit_image(rgb, 64, 96, letterbox=letterbox, crop=True))
-    with pytest.raises(ValueError, match="0 x 5"):
-        door.picture(samples.picture("PNG"), fit=(0, 5))
+    for wrong in ((0, 5), (5, 70_000), (60_000, 60_000), (-1, 5)):
+        with pytest.raises(ValueError, match=f"{wrong[0]} x {wrong[1]}"):
+            door.picture(samples.picture("PNG"), fit=wrong)
+
+
+def test_what_comes_out_is_bounded_too(open_door: Callable[..., Door]) -> None:
+    door = open_door(GateLimits(workers=1, decoded_bytes=7200))
+    assert door.picture(samples.picture("PNG")).nbytes == 7200
+    assert "more than the 0.0024 million" in str(door.no(samples.picture("PNG", samples.gradient(41, 60))))
+    assert door.picture(samples.picture("PNG", samples.gradient(41, 60)), fit=(8, 8)).shape == (8, 8, 3)
+    assert len(door.sound(samples.wav(bytes(1800), width=1))) == 1800
+    assert "longer than 0.1125 seconds" in str(door.no(samples.wav(bytes(1801), width=1), "sound"))
+    assert door.gate.metrics()["replaced"] == 0
 
 
 def test_pictures_of_one_length_are_not_taken_for_each_other(door: Door) -> None:
@@ -114,15 +125,15 @@ def test_memory_is_flat_over_many_decodings(door: Door) -> None:
     data = samples.picture("PNG", np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8))
 
     async def some(count: int) -> None:
-        for _ in range(count):
-            await door.gate.picture_bytes(data)
+        for _ in range(count // 10):
+            await asyncio.gather(*(door.gate.picture_bytes(data) for _ in range(10)))
 
     door(some(20))
-    pids = door.workers()
+    pids = sorted(door.workers())
     before = [resident(), *(resident(pid) for pid in pids)]
     door(some(200))
     after = [resident(), *(resident(pid) for pid in pids)]
-    assert door.workers() == pids
+    assert sorted(door.workers()) == pids
     assert all(b - a < 4_000_000 for a, b in zip(before, after, strict=True))
 
 
@@ -144,7 +155,7 @@ def test_a_worker_killed_at_a_job_costs_that_job_alone(open_door: Callable[..., 
     assert (door.picture(samples.picture("PNG", number(8))) == 8).all()
 
 
-@pytest.mark.parametrize("way", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL, signal.SIGBUS])
+@pytest.mark.parametrize("way", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
 def test_a_decoder_that_crashes_costs_its_own_job_alone(open_door: Callable[..., Door], way: int) -> None:
     door = open_door(GateLimits(workers=1, decode_seconds=PATIENCE))
     door(door.gate.start())
@@ -169,12 +180,12 @@ def test_an_idle_worker_that_dies_costs_nothing(open_door: Callable[..., Door]) 
 
 
 def test_what_takes_too_long_is_ended(open_door: Callable[..., Door], monkeypatch: pytest.MonkeyPatch) -> None:
-    door = open_door(GateLimits(workers=1, decode_seconds=0.3))
+    door = open_door(GateLimits(workers=1, decode_seconds=1.0))
     assert (door.picture(samples.picture("PNG", number(4))) == 4).all()
     (worker,) = door.workers()
     refusal = door.no(samples.jpeg_of_scans(2000, SLOW))
     assert refusal.code == "decoder_timeout"
-    assert "longer than 0.3 seconds" in str(refusal)
+    assert "longer than 1 seconds" in str(refusal)
     assert not runs(worker)
     # One that does not even see its own clock any more is killed from outside.
     assert (door.picture(samples.picture("PNG", number(5))) == 5).all()
@@ -272,14 +283,24 @@ def test_a_decoder_has_nothing_it_does_not_need(
     door(door.gate.start())
     (worker,) = door.workers()
     assert b"secret" not in Path(f"/proc/{worker}/environ").read_bytes()
-    limits = Path(f"/proc/{worker}/limits").read_text()
-    rows = {row[:26].strip(): row[26:].split()[:2] for row in limits.splitlines()}
+    assert Path(f"/proc/{worker}/oom_score_adj").read_text() == "1000\n"
+    rows = limits_of(worker)
     assert rows["Max file size"] == rows["Max core file size"] == ["0", "0"]
     assert rows["Max open files"] == ["16", "16"]
     assert 100_000_000 < int(rows["Max address space"][1]) < 1_000_000_000
     names = [os.readlink(fd) for fd in Path(f"/proc/{worker}/fd").iterdir()]
     assert all(name == os.devnull or name.startswith("socket:") for name in names)
     assert sum(name.startswith("socket:") for name in names) == 1
+    lost = door.begin(door.gate.picture_bytes(samples.jpeg_of_scans(2000, SLOW)))
+    until(lambda: forks(worker) and limits_of(forks(worker)[0])["Max cpu time"] == ["11", "12"])
+    os.kill(forks(worker)[0], signal.SIGXCPU)
+    with pytest.raises(MediaRefused, match="longer than 10 seconds"):
+        lost.result(PATIENCE)
+
+
+def limits_of(pid: int) -> dict[str, list[str]]:
+    rows = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return {row[:26].strip(): row[26:].split()[:2] for row in rows}
 
 
 @pytest.mark.parametrize(
@@ -314,8 +335,6 @@ def liar(folder: Path, says: str) -> str:
         "link.sendall(READY)\n"
         "link.recv(JOB.size)\n"
         f"link.sendall({says})\n"
-        "link.shutdown(socket.SHUT_WR)\n"
-        "link.recv(1 << 20)\n"
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return str(program)
@@ -347,7 +366,7 @@ def test_without_a_decoder_the_gate_says_so(
 
 def test_limits_hold_before_and_after_decoding(open_door: Callable[..., Door]) -> None:
     limits = GateLimits(
-        file_bytes=4000, pixels=2400, decoded_bytes=7200, seconds=0.2, samples=3880, formats=("PNG", "BMP", "WAV"),
+        file_bytes=4000, pixels=2400, decoded_bytes=13_000, seconds=0.2, samples=3880, formats=("PNG", "BMP", "WAV"),
         media=2, workers=1,
     )  # fmt: skip
     door = open_door(limits)
@@ -401,6 +420,23 @@ def test_other_names_of_sounds_are_refused(door: Door, format: str) -> None:
     with pytest.raises(MediaRefused, match="sounds are wav, flac, ogg, mp3") as caught:
         door(door.gate.sound(base64.b64encode(samples.sound("WAV")).decode(), format))
     assert len(str(caught.value)) < 100
+
+
+def test_a_job_may_come_while_the_gate_starts(open_door: Callable[..., Door]) -> None:
+    door = open_door(GateLimits(workers=1))
+
+    async def both() -> np.ndarray:
+        picture, _ = await asyncio.gather(door.gate.picture_bytes(samples.picture("PNG")), door.gate.start())
+        return picture
+
+    async def other_way() -> np.ndarray:
+        _, picture = await asyncio.gather(door.gate.start(), door.gate.picture_bytes(samples.picture("PNG")))
+        return picture
+
+    assert door(both()).shape == door(other_way()).shape == (40, 60, 3)
+    door = open_door(GateLimits(workers=1))
+    assert door(other_way()).shape == (40, 60, 3)
+    assert len(door.workers()) == 1
 
 
 def test_what_the_gate_did_is_counted(open_door: Callable[..., Door]) -> None:
