@@ -119,6 +119,7 @@ function edit(number) {
 
 chat.onopen = () => {
   undoEdit = null;
+  silence();
   thread.show(chat.messages);
   showState();
   if (chat.messages.length) scroll.toEnd();
@@ -182,7 +183,10 @@ const sidebar = new Sidebar(
       await showChats();
       leave();
     },
-    onremove: (record) => chat.remove(record.id),
+    onremove: async (record) => {
+      await chat.remove(record.id);
+      $("new-chat").focus(); // the button that was pressed is gone
+    },
   },
 );
 

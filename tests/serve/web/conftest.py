@@ -75,7 +75,7 @@ class Playground:
         self.page, self.server = page, server
         self.faults: list[str] = []
         self.allowed: tuple[str, ...] = ()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # only a bound: machines are busy at times
         page.on("pageerror", lambda error: self.faults.append(f"threw: {error}"))
         page.on("console", lambda message: self.heard(message))
         page.add_init_script(WATCH)
@@ -118,7 +118,7 @@ class Playground:
 
     def until(self, expression: str) -> None:
         """Wait until the expression is true. (Playwright's own way is `eval`, against the policy.)"""
-        for _ in range(500):
+        for _ in range(2000):
             if self.page.evaluate(expression):
                 return
             self.page.wait_for_timeout(20)

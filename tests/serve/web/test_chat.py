@@ -339,6 +339,7 @@ def test_conversations_are_begun_opened_and_deleted(playground):
     playground.button("Delete “The first”").click()
     playground.button("Delete").click()
     playground.until("document.querySelectorAll('#chats li').length === 1")
+    playground.until("document.activeElement.id === 'new-chat'")
     assert playground.page.locator("#welcome").is_visible()
     playground.open()
     assert playground.page.locator("#chats .chat").all_inner_texts() == ["The second"]
