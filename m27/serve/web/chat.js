@@ -143,6 +143,7 @@ export class Chat {
 
   #save(number) {
     const message = this.messages[number];
+    if (!message) return; // another conversation was opened since
     this.#store.saveMessage(this.chat.id, number, message).catch((error) => this.#fault(error));
   }
 

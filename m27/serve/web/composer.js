@@ -72,7 +72,7 @@ export class Composer {
       icon("send"),
       editing ? el("span", {}, "Send again") : null,
     );
-    const cancel = editing ? button("cancel", "Cancel", () => this.#cancel(), { kind: "quiet" }) : null;
+    const cancel = editing ? button("cancel", "Cancel", () => this.#calls.oncancel(), { kind: "quiet" }) : null;
     const end = el("div", { class: "end" }, cancel, this.stop, this.send);
     const bar = el("div", { class: "bar" }, attach, this.microphone, el("div", group, ...this.chips), end);
     const onsubmit = (event) => {
@@ -83,7 +83,7 @@ export class Composer {
       if (event.key !== "Escape" || !(this.#calls.oncancel || this.#recording)) return;
       event.stopPropagation();
       if (this.#recording) this.#endRecording();
-      else this.#cancel();
+      else this.#calls.oncancel();
     };
     const ondrop = (event) => this.#take(event, event.dataTransfer);
     const given = { class: "composer", onsubmit, onkeydown, ondrop };
@@ -158,9 +158,9 @@ export class Composer {
     this.#calls.onsend(parts, this.modalities);
   }
 
-  #cancel() {
+  /** It leaves the page: nothing goes on listening. */
+  end() {
     this.#endRecording();
-    this.#calls.oncancel();
   }
 
   /** Files that came by paste or drop; anything else is the browser's business. */

@@ -64,7 +64,8 @@ export async function readFile(file) {
 }
 
 const MIME = { wav: "audio/wav", mp3: "audio/mpeg", ogg: "audio/ogg", flac: "audio/flac" };
-const DATA_URL = /^data:(image|audio)\/[a-z0-9.+-]+;base64,[A-Za-z0-9+/]*={0,2}$/;
+const DATA_URL = /^data:(image|audio)\/[a-z0-9.+-]{1,40};base64,/;
+const NOT_BASE64 = /[^A-Za-z0-9+/=]/; // sought, not matched as a whole: a match of megabytes runs out of stack
 
 /**
  * The data URL of a picture or sound part, "" for anything else: what a server sends is shown only
@@ -77,5 +78,6 @@ export function dataUrl(part) {
       : part.type === "input_audio" && MIME[part.input_audio?.format]
         ? `data:${MIME[part.input_audio.format]};base64,${part.input_audio.data}`
         : "";
-  return typeof url === "string" && DATA_URL.test(url) ? url : "";
+  const head = typeof url === "string" ? DATA_URL.exec(url)?.[0] : null;
+  return head && !NOT_BASE64.test(url.slice(head.length)) ? url : "";
 }

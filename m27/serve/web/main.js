@@ -8,6 +8,7 @@ import { explain, modelName } from "./api.js";
 import { Chat } from "./chat.js";
 import { Composer } from "./composer.js";
 import { download } from "./dom.js";
+import { dropAnywhere } from "./drop.js";
 import { asHtml, asJson, fileName } from "./exporting.js";
 import { examples } from "./samples.js";
 import { Follower } from "./scroll.js";
@@ -30,14 +31,13 @@ const player = new Player();
 const muted = new WeakSet(); // sounds of which a person has heard enough
 let heard = null; // {view, part} whose packets play
 
-player.onchange = (playing) => heard?.view.setPlaying(heard.part, playing);
+player.onend = () => heard?.view.setPlaying(heard.part, false);
 
 function hear(view, part, samples, rate) {
   if (!settings.play || muted.has(part)) return;
   if (heard && heard.part !== part) heard.view.setPlaying(heard.part, false);
   heard = { view, part };
-  player.packet(samples, rate);
-  view.setPlaying(part, true);
+  if (player.packet(samples, rate)) view.setPlaying(part, true);
 }
 
 function silence() {
@@ -112,13 +112,15 @@ function edit(number) {
   const back = thread.replace(number, editor.node);
   undoEdit = () => {
     undoEdit = null;
+    editor.end();
     back();
   };
   editor.begin();
 }
 
 chat.onopen = () => {
-  undoEdit = null;
+  undoEdit?.();
+  silence();
   thread.show(chat.messages);
   showState();
   if (chat.messages.length) scroll.toEnd();
@@ -182,7 +184,10 @@ const sidebar = new Sidebar(
       await showChats();
       leave();
     },
-    onremove: (record) => chat.remove(record.id),
+    onremove: async (record) => {
+      await chat.remove(record.id);
+      $("new-chat").focus(); // the button that was pressed is gone
+    },
   },
 );
 
@@ -232,7 +237,7 @@ function openSettings(field) {
 $("open-settings").addEventListener("click", () => openSettings());
 form.addEventListener("change", () => {
   keep(readForm(form, settings));
-  fillForm(form, settings);
+  form.reportValidity();
   composer.setModalities(settings.modalities);
   chooseTheme(form.elements.theme.value);
 });
@@ -259,22 +264,7 @@ addEventListener("keydown", (event) => {
   if (event.key === "Escape" && chat.running && !document.querySelector("dialog[open]")) stop();
 });
 
-const withFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-addEventListener("dragover", (event) => {
-  if (!withFiles(event)) return;
-  event.preventDefault();
-  document.body.classList.add("dropping");
-});
-addEventListener("dragleave", (event) => {
-  if (!event.relatedTarget) document.body.classList.remove("dropping");
-});
-// Also where an editor has taken the files already, hence on the way down.
-addEventListener("drop", () => document.body.classList.remove("dropping"), { capture: true });
-addEventListener("drop", (event) => {
-  if (!withFiles(event)) return;
-  event.preventDefault(); // the browser would leave the page and show the file
-  composer.add(event.dataTransfer.files);
-});
+dropAnywhere((files) => composer.add(files));
 
 async function showModel() {
   try {

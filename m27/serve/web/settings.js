@@ -66,7 +66,10 @@ export function fillForm(form, settings) {
   form.elements.key.value = settings.key;
 }
 
-/** The settings that the form shows. Fields that the browser finds wrong keep their old value. */
+/**
+ * The settings that the form shows. A field that the browser finds wrong keeps its old value, and
+ * the last medium its check: an answer holds something.
+ */
 export function readForm(form, before) {
   const settings = { ...before };
   for (const name of NUMBERS) {
@@ -75,6 +78,7 @@ export function readForm(form, before) {
   }
   const media = [...form.elements.modalities].filter((box) => box.checked).map((box) => box.value);
   if (media.length) settings.modalities = media;
+  for (const box of form.elements.modalities) box.checked = settings.modalities.includes(box.value);
   settings.play = form.elements.play.checked;
   settings.key = form.elements.key.value.trim();
   return settings;

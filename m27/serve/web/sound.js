@@ -16,21 +16,25 @@ export class Player {
   #next = 0;
   #playing = new Set();
 
-  /** Called with true when sound begins, with false when nothing is left to play. */
-  onchange = () => {};
+  /** Called when nothing is left to play. */
+  onend = () => {};
 
   /** Call in a click or key press: browsers let a page sound only after one. */
   wake(rate = 16000) {
-    // A context at the packets' own rate: resampling each by itself would click where they meet.
-    this.#context ??= new AudioContext({ sampleRate: rate });
+    try {
+      // A context at the packets' own rate: resampling each by itself would click where they meet.
+      this.#context ??= new AudioContext({ sampleRate: rate });
+    } catch {
+      return; // no sound on this machine; an answer is shown all the same
+    }
     if (this.#context.state === "suspended") this.#context.resume().catch(() => {});
   }
 
-  /** Queue samples. */
+  /** Queue samples; says whether they will be heard. */
   packet(samples, rate) {
-    if (!samples.length) return;
     this.wake(rate);
     const context = this.#context;
+    if (!context || !samples.length) return false;
     const buffer = context.createBuffer(1, samples.length, rate);
     buffer.copyToChannel(samples, 0);
     const source = context.createBufferSource();
@@ -38,13 +42,13 @@ export class Player {
     source.connect(context.destination);
     source.onended = () => {
       this.#playing.delete(source);
-      if (!this.#playing.size) this.onchange(false);
+      if (!this.#playing.size) this.onend();
     };
     const start = startOf(this.#next, context.currentTime);
     source.start(start);
     this.#next = start + buffer.duration;
     this.#playing.add(source);
-    if (this.#playing.size === 1) this.onchange(true);
+    return true;
   }
 
   /** Silence, now. */

@@ -46,9 +46,10 @@ class Answer {
     const views = (variant?.parts ?? []).map((part) => this.#view(part));
     this.parts.replaceChildren(...views.map((view) => view.node));
     for (const view of views) view.update(this.live);
+    const fresh = this.node.getAttribute("aria-busy") === "true"; // an old fault is not called out again
     this.node.setAttribute("aria-busy", String(this.live));
     if (variant?.state === "wait") this.parts.append(waiting());
-    if (variant?.error) this.parts.append(this.#fault(variant.error));
+    if (variant?.error) this.parts.append(this.#fault(variant.error, fresh));
     this.#footer(variant);
   }
 
@@ -90,13 +91,13 @@ class Answer {
     this.#view(part).setPlaying(playing, this.live);
   }
 
-  #fault(error) {
+  #fault(error, fresh) {
     const key = error.status === 401 || error.status === 403;
     const act = key
       ? button("settings", "Open settings", () => this.calls.onsettings(), { kind: "plain" })
       : button("again", "Try again", () => this.calls.onagain(), { kind: "plain" });
     const words = el("p", {}, error.message);
-    return el("div", { class: "fault", role: "alert" }, words, this.last || key ? act : null);
+    return el("div", { class: "fault", role: fresh ? "alert" : null }, words, this.last || key ? act : null);
   }
 
   #footer(variant) {

@@ -194,9 +194,9 @@ def test_a_picture_fills_in(playground):
 
 
 def test_a_sound_plays_as_it_comes_without_gaps(playground):
-    playground.send("Say it")
-    answer = playground.ended()
-    answer.get_by_text(re.compile("Playing")).wait_for()
+    playground.page.evaluate("held = true")
+    answer = playground.ask("Say it")
+    answer.get_by_text("Playing, 1.0 s").wait_for()
     playground.shot("playing")
     scheduled = playground.page.evaluate("scheduled")
     assert [(n, rate) for _, n, rate in scheduled] == [(PACKET, RATE)] * PACKETS
@@ -204,11 +204,13 @@ def test_a_sound_plays_as_it_comes_without_gaps(playground):
     steps = [b - a for a, b in itertools.pairwise(starts)]
     assert steps == pytest.approx([PACKET / RATE] * (PACKETS - 1), abs=1e-6)
     audio = answer.locator("audio")
+    assert audio.is_hidden()
     playground.until("document.querySelector('.answer audio').readyState >= 1")
     assert audio.evaluate("node => node.duration") == pytest.approx(1.0, abs=0.01)
     assert "first sound" in answer.locator(".figures").inner_text()
     playground.button("Silence").click()
     playground.button("Silence").wait_for(state="hidden")
+    assert audio.is_visible()
 
 
 @pytest.mark.slow
@@ -339,6 +341,7 @@ def test_conversations_are_begun_opened_and_deleted(playground):
     playground.button("Delete “The first”").click()
     playground.button("Delete").click()
     playground.until("document.querySelectorAll('#chats li').length === 1")
+    playground.until("document.activeElement.id === 'new-chat'")
     assert playground.page.locator("#welcome").is_visible()
     playground.open()
     assert playground.page.locator("#chats .chat").all_inner_texts() == ["The second"]

@@ -129,6 +129,9 @@ def test_only_media_are_ever_shown(playground):
         None,
     ):
         assert shown({"type": "image_url", "image_url": {"url": url}}) == ""
+    long = "return m.dataUrl({ type: 'image_url', image_url: { url } }).length"
+    code = f"(() => {{ const url = `data:image/png;base64,${{'A'.repeat(14e6)}}`; {long}; }})()"
+    assert call(playground, "files.js", code) == 14_000_022  # the largest file allowed, and more
     good = "data:image/png;base64,AAAA"
     assert shown({"type": "image_url", "image_url": {"url": good}}) == good
     assert shown({"type": "input_audio", "input_audio": {"data": "AA==", "format": "exe"}}) == ""
