@@ -33,7 +33,7 @@ def fuzz(url: str, cases: int, seed: int, program: str = sys.executable) -> int:
     command = [
         program, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--checks", CHECKS,
         "--max-examples", str(max(1, -(-cases // operations))), "--seed", str(seed), "--phases",
-        "fuzzing", "--continue-on-failure", "--no-shrink", "--suppress-health-check", "all",
+        "examples,coverage,fuzzing", "--continue-on-failure", "--no-shrink", "--suppress-health-check", "all",
         "--warnings", "off", "--generation-database", "none", "--request-timeout", "120",
     ]  # fmt: skip
     return subprocess.run(command, check=False).returncode
