@@ -55,7 +55,9 @@ def serve(
     check_model(model)
     if log_level not in ("info", "warning"):
         raise InputError(f"--log-level {log_level}: is info or warning")
+    named = [_named(text) for text in adapter or []]
     from m27.serve.auth import load_keys
+    from m27.serve.listen import address, example, listen
     from m27.serve.settings import Settings, check_exposure
 
     settings = Settings(
@@ -67,12 +69,12 @@ def serve(
     )  # fmt: skip
     known = load_keys(settings, keys, os.environ.get("M27_API_KEYS"))
     check_exposure(settings, len(known), force)
+    listening = listen(host, port)
     from m27.serve import logs, run
     from m27.serve.gate import Gate, GateLimits
     from m27.serve.server import Server
     from m27.serve.trace import traced
 
-    listening = run.listen(host, port)
     with busy("loading the weights"):
         from m27.infer.adapters import read_adapter
         from m27.infer.engine import Engine
@@ -81,20 +83,24 @@ def serve(
 
         limits = Limits(sequences=sequences, waiting=waiting, cache_bytes=cache_mb << 20)
         engine = Engine.load(model, precision=precision, threads=threads, limits=limits)
-        names = []
-        for text in adapter or []:
-            called, equals, folder = text.partition("=")
-            if not called or not equals:
-                raise InputError(f"--adapter {text}: is NAME=FOLDER")
+        for called, folder in named:
             engine.add_adapter(called, read_adapter(folder, called))
-            names.append(called)
         warm_up(engine)
     logs.set_up(log_level)
     gate = Gate(GateLimits(fetch=allow_urls))
-    server = Server.of(EngineThread(engine, settings.stuck_seconds), settings, known, gate, tuple(names))
-    url = run.address(listening)
+    thread = EngineThread(engine, settings.stuck_seconds)
+    server = Server.of(thread, settings, known, gate, tuple(called for called, _ in named))
+    url = address(listening)
 
     def ready() -> None:
-        typer.echo(f"{settings.name} answers at {url}\n\n{run.example(url, bool(known))}\n")
+        typer.echo(f"{settings.name} answers at {url}\n\n{example(url, bool(known))}\n")
 
     run.run(server, listening, ready, traced(otlp))
+
+
+def _named(text: str) -> tuple[str, str]:
+    """NAME=FOLDER as its two halves."""
+    called, equals, folder = text.partition("=")
+    if not called or not equals:
+        raise InputError(f"--adapter {text}: is NAME=FOLDER")
+    return called, folder

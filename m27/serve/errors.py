@@ -10,11 +10,6 @@ import math
 import re
 from typing import Any
 
-from m27.infer.request import Refused, RequestError
-from m27.language.codecs import CodecsError
-from m27.language.grammar import GrammarError
-from m27.language.template import MessageError
-
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
     404: "invalid_request_error", 405: "invalid_request_error", 408: "timeout_error",
@@ -75,6 +70,12 @@ def bad(message: str, param: str | None = None, code: str = "invalid_value") -> 
 
 def from_engine(error: BaseException) -> ApiError:
     """What a refusal of the rooms below is to the client; anything else is a 500 that says little."""
+    # Not at the head of the file: a wrong option is to be told before torch is there.
+    from m27.infer.request import Refused, RequestError
+    from m27.language.codecs import CodecsError
+    from m27.language.grammar import GrammarError
+    from m27.language.template import MessageError
+
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Refused):

@@ -1,30 +1,28 @@
-"""The server as a process: a socket, uvicorn, and a stop that lets the answers under way end.
+"""The server as a process: uvicorn, and a stop that lets the answers under way end.
 
-Knows signals and addresses; the application is `m27.serve.app`.
+Knows signals; the application is `m27.serve.app`, the socket comes from `m27.serve.listen`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import socket
-import urllib.parse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 
 from m27.serve.app import WEB, create_app
 from m27.serve.guard import Guard
 from m27.serve.server import Server
-from m27.serve.settings import SettingsError
 from m27.serve.trace import Wrap, plain
 
 _HEAD_BYTES = 32 << 10  # of a request's line and headers
+_SWITCH_SECONDS = 0.0005
 _KEEP_ALIVE = 10  # seconds that an idle connection is kept
 
 
@@ -45,20 +43,6 @@ class Service(uvicorn.Server):
         """On SIGTERM or SIGINT: take no more, let end what is under way."""
         self._guard.draining = True
         super().handle_exit(sig, frame)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises SettingsError where that cannot be."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host.strip("[]"), port))
-    except OSError as error:
-        listening.close()
-        why = f"{host}:{port} cannot be listened at: {error.strerror or error}"
-        raise SettingsError(why) from None
-    return listening
 
 
 def service(
@@ -84,23 +68,9 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT. `ready` is called once requests are answered."""
     running = service(server, ready, wrap=wrap)
+    # The engine's thread wants the interpreter back after each step; by default it would wait 5 ms.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # uvicorn raises the signal once more when it has ended; then it is not to kill the process.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(running.serve(sockets=[listening]))
-
-
-def address(listening: socket.socket) -> str:
-    """The URL under which a socket is reached."""
-    host, port = listening.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = socket.gethostname()
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def example(url: str, key: bool) -> str:
-    """One `curl` line that can be pasted."""
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": "Draw a red apple."}]}
-    header = " -H 'Authorization: Bearer KEY'" if key else ""
-    there = urllib.parse.urljoin(url, "/v1/chat/completions")
-    return f"curl {there}{header} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

@@ -186,5 +186,3 @@ def _chunk(asked: Asked, index: int, delta: Json) -> bytes:
     choice = {"index": index, "logprobs": None, "finish_reason": None, **delta}
     usage = {"usage": None} if asked.usage else {}
     return sse({**_head(asked), "choices": [choice], **usage})
-
-

@@ -82,6 +82,7 @@ class Stream(Response):
         self.media_type = media_type
         self._source, self._close, self._gone = source, close, gone
         self._until, self._ping = time.monotonic() + seconds, ping
+        self._sent = float("inf")  # when the last piece was; not before the head
         self.init_headers({"x-accel-buffering": "no", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,6 +90,7 @@ class Stream(Response):
         del scope
         watcher = asyncio.ensure_future(left(receive))
         writer = asyncio.ensure_future(self._write(send))
+        pinger = asyncio.ensure_future(self._pings(send))
         try:
             seconds = max(0.0, self._until - time.monotonic())
             both = {watcher, writer}
@@ -99,28 +101,31 @@ class Stream(Response):
             elif watcher.done():
                 self._gone()
             else:
-                await ended(writer)
+                await ended(writer, pinger)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._too_late(send), 1.0)
         finally:
-            await ended(writer, watcher)
+            await ended(writer, watcher, pinger)
             self._close()
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        while (piece := await self._next(send)) is not None:
+        self._sent = time.monotonic()
+        async for piece in self._source:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
+            self._sent = time.monotonic()
+        self._ping = None
         await send({"type": "http.response.body", "body": b""})
 
-    async def _next(self, send: Send) -> bytes | None:
-        """The next piece, with signs of life while it does not come; None at the end."""
-        task = asyncio.ensure_future(anext(self._source, None))
-        try:
-            while not (await asyncio.wait({task}, timeout=self._ping))[0]:
-                await send({"type": "http.response.body", "body": PING, "more_body": True})
-            return task.result()
-        finally:
-            await ended(task)
+    async def _pings(self, send: Send) -> None:
+        """Signs of life while nothing else is sent."""
+        while (ping := self._ping) is not None:
+            silent = max(0.0, time.monotonic() - self._sent)
+            if silent < ping:
+                await asyncio.sleep(ping - silent)
+                continue
+            self._sent = time.monotonic()
+            await send({"type": "http.response.body", "body": PING, "more_body": True})
 
     async def _too_late(self, send: Send) -> None:
         """The end of a stream whose time is up; one that is no event stream just breaks off."""

@@ -25,6 +25,7 @@ from m27.serve import run
 from m27.serve.auth import Keys
 from m27.serve.engine_thread import EngineLike, EngineThread
 from m27.serve.gate import Gate, GateLimits
+from m27.serve.listen import listen
 from m27.serve.server import Server
 from m27.serve.settings import Settings
 from tests import tiny
@@ -146,7 +147,7 @@ def running(
     thread = EngineThread(over or engine(), settings.stuck_seconds)
     gate = Gate(limits or GateLimits(workers=1))
     server = Server.of(thread, settings, keys or Keys([]), gate, adapters)
-    listening = run.listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     up = threading.Event()
     service = run.service(server, up.set, web)
     failed: list[BaseException] = []
