@@ -24,8 +24,8 @@ from m27.serve.settings import Settings
 M = TypeVar("M", bound=BaseModel)
 _LARGE = 1 << 16  # bytes above which a body is parsed on another thread
 _FIELD_BYTES = 1 << 16  # of a form's field that is no file
-# A string, or one bracket; nothing here backtracks.
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
+# A string, a bracket or a comma; nothing here backtracks.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{\]},]', re.DOTALL)
 
 
 class Bodies:
@@ -55,11 +55,11 @@ class Bodies:
                 raise bad("the body ended early", None, "incomplete_body") from None
             data = b"".join(pieces)
             del pieces
-            depth = self._settings.json_depth
+            most = (self._settings.json_depth, self._settings.json_values)
             if len(data) > _LARGE:
-                value = await asyncio.to_thread(parse, data, model, depth)
+                value = await asyncio.to_thread(parse, data, model, *most)
             else:
-                value = parse(data, model, depth)
+                value = parse(data, model, *most)
             del data
             yield value
         finally:
@@ -106,9 +106,9 @@ class Bodies:
         return count
 
 
-def parse(data: bytes, model: type[M], depth: int) -> M:
+def parse(data: bytes, model: type[M], depth: int, values: int) -> M:
     """JSON bytes as a model. Raises ApiError that names the field."""
-    check_depth(data, depth)
+    check_shape(data, depth, values)
     try:
         value = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError):  # UnicodeDecodeError and numbers of 5,000 digits too
@@ -130,17 +130,22 @@ def checked(value: Any, model: type[M]) -> M:
         raise bad(f"{where or 'body'}: {first['msg']}", where or None, code) from None
 
 
-def check_depth(data: bytes, most: int) -> None:
-    """Raise ApiError where JSON nests deeper than `most`."""
-    depth = 0
+def check_shape(data: bytes, depth: int, values: int) -> None:
+    """Raise ApiError where JSON nests deeper than `depth`, or holds more than `values`: a list of
+    nothing but lists takes twenty times its bytes once it is parsed."""
+    level = count = 0
     for match in _TOKEN.finditer(data):
         first = data[match.start()]
         if first in b"[{":
-            depth += 1
-            if depth > most:
-                raise bad(f"the JSON is nested more than {most} deep", None, "too_deep")
+            level += 1
+            if level > depth:
+                raise bad(f"the JSON is nested more than {depth} deep", None, "too_deep")
         elif first in b"]}":
-            depth -= 1
+            level -= 1
+        elif first in b",":
+            count += 1
+            if count > values:
+                raise bad(f"the JSON holds more than {values} values", None, "too_many_values")
 
 
 def file_of(form: FormData, name: str) -> UploadFile:

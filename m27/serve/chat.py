@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -48,7 +49,10 @@ async def start(server: Server, request: HttpRequest, body: ChatRequest) -> tupl
     options = engine_options(server, body, tools)
     messages = await server.intake.messages(body.messages, tenant)
     if tools.functions:
-        messages = with_tools(messages, tools)
+        text = await asyncio.to_thread(told, tools.functions)
+        if len(text.encode("utf-8", "replace")) > server.settings.text_bytes:
+            raise bad(f"tools: more than {server.settings.text_bytes} bytes", "tools", "too_long")
+        messages = with_tools(messages, text)
     try:
         wanted = Request(messages, tenant=tenant, **options)
     except ValueError as error:
@@ -134,9 +138,9 @@ def _adapter(server: Server, body: ChatRequest) -> str | None:
     return body.adapter
 
 
-def with_tools(messages: list[dict[str, Any]], tools: Calling) -> list[dict[str, Any]]:
-    """The conversation with the functions told in its system message."""
-    text = {"type": "text", "text": told(tools.functions)}
+def with_tools(messages: list[dict[str, Any]], told: str) -> list[dict[str, Any]]:
+    """The conversation with what is told of the functions in its system message."""
+    text = {"type": "text", "text": told}
     if messages[0]["role"] == "system":
         first = messages[0]["content"]
         between = {"type": "text", "text": "\n\n"}

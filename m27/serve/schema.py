@@ -15,6 +15,7 @@ from m27.serve.errors import bad
 Medium = Literal["text", "image", "audio"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")]
 Json = dict[str, Any]
+MOST_MESSAGES, MOST_PARTS = 4_096, 1_024  # that are looked at; the server's own limits are lower
 
 
 class Strict(BaseModel):
@@ -86,8 +87,8 @@ class Message(Loose):
     """One turn. "developer" is the same as "system". An assistant's may have `tool_calls`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    tool_calls: list[ToolCall] | None = None
+    content: str | Annotated[list[Part], Field(max_length=MOST_PARTS)] | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=64)
     tool_call_id: str | None = None
     name: str | None = None
 
@@ -155,7 +156,7 @@ class ChatRequest(Strict):
     """A conversation to be answered. The second block are extensions of ours; the third changes
     nothing or is refused where it would change the answer."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     model: str | None = Field(None, max_length=256)
     modalities: list[Medium] | None = Field(None, min_length=1, max_length=3)
     audio: AudioOut | None = None
@@ -166,7 +167,7 @@ class ChatRequest(Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=64)] | None = None
     n: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

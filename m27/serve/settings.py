@@ -20,7 +20,8 @@ class Settings:
     by default those of the loopback address where it listens there, else any). `origins`: web pages
     of other origins that may ask (CORS). `name`: of the model in answers.
 
-    Of a request: `body_bytes`; `body_seconds` to send it; `json_depth`; `text_bytes` of all its
+    Of a request: `body_bytes`; `body_seconds` to send it; `json_depth` and
+    `json_values` of its JSON; `text_bytes` of all its
     texts; `messages`; `media`: pictures and sounds in it; `seconds` until its answer must be whole;
     `answers`: the most for `n`; `answer_tokens`: the ceiling of max_completion_tokens, and
     `default_tokens` where nothing is said; `image_side` in pixels; `sound_seconds` of a sound made;
@@ -39,6 +40,7 @@ class Settings:
     body_bytes: int = 32 << 20
     body_seconds: float = 30.0
     json_depth: int = 64
+    json_values: int = 100_000
     text_bytes: int = 256 << 10
     messages: int = 256
     media: int = 16
@@ -59,7 +61,7 @@ class Settings:
     ping_seconds: float = 15.0
 
     def __post_init__(self) -> None:
-        for name in ("body_bytes", "json_depth", "text_bytes", "answers", "answer_tokens",
+        for name in ("body_bytes", "json_depth", "json_values", "text_bytes", "answers", "answer_tokens",
                      "default_tokens", "connections", "buffered_bytes", "media_threads"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")

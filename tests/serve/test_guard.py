@@ -160,6 +160,8 @@ def test_deep_json_is_refused_before_it_is_parsed(server: Live) -> None:
     for body in (b"[" * 10_000 + b"]" * 10_000, objects, b"[" * 5_000_000):
         answer = server.ask("POST", CHAT, body, {"Content-Type": "application/json"})
         assert answer.status == 400 and answer.error["code"] == "too_deep"
+    many = server.ask("POST", CHAT, b"[" + b"[]," * 5_000_000 + b"0]", {"Content-Type": "application/json"})
+    assert many.status == 400 and many.error["code"] == "too_many_values"
     brackets = server.chat("[" * 10_000, modalities=["text"], max_tokens=1)
     assert "nested" not in brackets.body.decode()  # in a string they are text
 

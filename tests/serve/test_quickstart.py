@@ -74,7 +74,7 @@ def test_the_table_of_limits_says_what_the_code_has() -> None:
     said = {
         "a request's body": f"{settings.body_bytes >> 20} MiB, in {settings.body_seconds:g} s",
         "all bodies held at once": f"{settings.buffered_bytes >> 20} MiB",
-        "JSON nested": f"{settings.json_depth} deep",
+        "JSON nested; values in it": f"{settings.json_depth} deep; {settings.json_values:,}",
         "text of all messages": f"{settings.text_bytes >> 10} KiB",
         "messages; pictures and sounds": f"{settings.messages}; {settings.media}",
         "a picture": f"{gate.file_bytes // 1_000_000} MB, {gate.pixels // 1_000_000} million pixels",

@@ -12,7 +12,7 @@ from m27.infer.encode import Encoder
 from m27.infer.request import Usage
 from m27.serve import logs, tools, trace
 from m27.serve.answer import Asked
-from m27.serve.body import check_depth, checked, parse
+from m27.serve.body import check_shape, checked, parse
 from m27.serve.errors import ApiError, from_engine
 from m27.serve.metrics import Metrics
 from m27.serve.schema import ChatRequest
@@ -76,11 +76,17 @@ def test_what_tools_are_refused() -> None:
 
 
 def test_depth_counts_brackets_outside_strings() -> None:
-    check_depth(b'{"a": "[[[[[\\"[[[", "b": [[1], [2]]}', 3)
+    check_shape(b'{"a": "[[[[[\\"[[[", "b": [[1], [2]]}', 3, 9)
     with pytest.raises(ApiError, match="nested"):
-        check_depth(b'{"b": [[1], [2]]}', 2)
-    check_depth(b"[]" * 100, 1)
-    check_depth(b'"' + b"[" * 1000, 5)  # a string that never ends: the parser will say so
+        check_shape(b'{"b": [[1], [2]]}', 2, 9)
+    check_shape(b"[]" * 100, 1, 9)
+    check_shape(b'"' + b"[" * 1000, 5, 9)  # a string that never ends: the parser will say so
+
+
+def test_values_are_counted_before_they_are_parsed() -> None:
+    check_shape(b'["a,b,c,d", 1, 2]', 3, 2)
+    with pytest.raises(ApiError, match="more than 2 values"):
+        check_shape(b"[0, 0, 0, 0]", 3, 2)
 
 
 def test_errors_name_the_field_and_not_what_was_in_it() -> None:
@@ -94,7 +100,7 @@ def test_errors_name_the_field_and_not_what_was_in_it() -> None:
             checked(value, ChatRequest)
         assert caught.value.param == where and "secret" not in caught.value.message
     with pytest.raises(ApiError, match="not valid JSON"):
-        parse(b'{"seed": Infinity}', ChatRequest, 9)
+        parse(b'{"seed": Infinity}', ChatRequest, 9, 9)
 
 
 def test_what_is_not_ours_is_one_sentence() -> None:

@@ -211,5 +211,7 @@ def test_ceilings_beat_what_is_asked_for() -> None:
         assert server.chat("x", stop=["a"] * 1000).status == 400
         assert server.chat("x", top_logprobs=10**6, logprobs=True).status == 400
         assert server.chat("x", seed=2**70).status == 400
+        wordy = {"type": "function", "function": {"name": "f", "description": "x" * 300_000}}
+        assert server.chat("x", tools=[wordy]).error["code"] == "too_long"
         many = [{"type": "function", "function": {"name": f"f{n}"}} for n in range(99)]
         assert server.chat("x", tools=many).status == 400
