@@ -55,11 +55,11 @@ class Bodies:
                 raise bad("the body ended early", None, "incomplete_body") from None
             data = b"".join(pieces)
             del pieces
-            most = (self._settings.json_depth, self._settings.json_values)
+            depth, values = self._settings.json_depth, self._settings.json_values
             if len(data) > _LARGE:
-                value = await asyncio.to_thread(parse, data, model, *most)
+                value = await asyncio.to_thread(parse, data, model, depth, values)
             else:
-                value = parse(data, model, *most)
+                value = parse(data, model, depth, values)
             del data
             yield value
         finally:

@@ -1,7 +1,7 @@
 """The engine in a thread of its own: requests in through a queue, events out to the event loop.
 
 The event loop never waits for a step, and the engine never waits for a client. What an answer says
-is kept until its client takes it; an answer is bounded, so that is too. Knows the engine's interface
+is kept until its client takes it; one whose media pile up is given up. Knows the engine's interface
 (`add`, `cancel`, `step`, `busy`, `metrics`, `close`), nothing of HTTP.
 """
 
@@ -16,12 +16,15 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
+import numpy as np
+
 from m27.infer.request import Event, Request
 from m27.language.processor import Processor
 from m27.serve.errors import ApiError, from_engine
 
 _log = logging.getLogger("m27.serve")
 State = str  # "ok", "stuck", "dead", "closed"
+_MOST_WAITING = 32 << 20  # bytes of media that one client may leave untaken
 _COUNTED = 0.05  # seconds between looks at the engine's counts
 _IDLE = 0.25  # seconds between the signs of life of an engine that has nothing to do
 
@@ -69,12 +72,20 @@ class Ticket:
         self.over = False  # the client has gone
         self.taken: asyncio.Future[None] = self.loop.create_future()
         self._events: asyncio.Queue[Event | ApiError] = asyncio.Queue()
+        self._waiting = 0  # bytes of media among the events that were not taken yet
         self._leave = leave
 
     def put(self, event: Event | ApiError) -> None:
         """An event for the client, or the error that is the last thing to come."""
         if isinstance(event, ApiError):
             self.accept(event)
+        else:
+            if self.over:
+                return
+            self._waiting += _size(event)
+            if self._waiting > _MOST_WAITING:
+                self.leave()
+                event = ApiError(408, "the answer was not read in time", code="slow_client")
         self._events.put_nowait(event)
 
     def accept(self, error: ApiError | None) -> None:
@@ -92,6 +103,7 @@ class Ticket:
             event = await self._events.get()
             if isinstance(event, ApiError):
                 raise event
+            self._waiting -= _size(event)
             if event["type"] == "error":
                 raise ApiError(500, "the answer failed", code="answer_failed")
             self.left -= event["type"] == "done"
@@ -256,6 +268,10 @@ def warm_up(engine: EngineLike) -> None:
     engine.add(Request([{"role": "user", "content": "hello"}], modalities=("text",), max_tokens=2))
     while engine.busy():
         engine.step()
+
+
+def _size(event: Event) -> int:
+    return sum(value.nbytes for value in event.values() if isinstance(value, np.ndarray))
 
 
 def _hand_out(pairs: list[tuple[Ticket, Event]]) -> None:

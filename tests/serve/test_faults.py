@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from m27.infer.request import Event, Request
 from m27.language.processor import Processor
-from m27.serve.engine_thread import EngineThread
+from m27.serve.engine_thread import EngineThread, Ticket
 from m27.serve.errors import ApiError
 from m27.serve.settings import Settings
 from tests import tiny
@@ -225,6 +226,28 @@ def test_closing_fails_what_waits() -> None:
                 pass
         with pytest.raises(ApiError, match="closed"):
             await thread.ask(Request([{"role": "user", "content": "x"}]))
+
+    asyncio.run(scenario())
+
+
+def test_media_that_nobody_takes_are_given_up() -> None:
+    async def scenario() -> None:
+        left: list[Ticket] = []
+        ticket = Ticket(Request([{"role": "user", "content": "x"}]), True, left.append)
+        event = {"type": "image", "image": np.zeros((1024, 1024, 3), np.uint8)}
+        for _ in range(8):
+            ticket.put(dict(event))
+        taken = aiter(ticket)
+        for _ in range(8):  # what is taken makes room
+            await anext(taken)
+            ticket.put(dict(event))
+        assert left == []
+        for _ in range(100):
+            ticket.put(dict(event))
+        assert left == [ticket] and ticket._events.qsize() < 15
+        with pytest.raises(ApiError, match="not read in time"):
+            async for _ in taken:
+                pass
 
     asyncio.run(scenario())
 
