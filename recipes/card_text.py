@@ -296,9 +296,9 @@ USE = """\
 ```
 
 The folder holds the base once, in the blocks it was published in (`base.safetensors`, Q4_1 and
-Q8_0), and what was trained apart (`trained.safetensors`: adapters, control rows and the two code
-maps, bfloat16). `m27` merges them when it loads; `m27 export` writes the merged stock bfloat16
-checkpoint that plain transformers opens.
+Q8_0), and what was trained apart (`trained.safetensors`: adapters in 8-bit blocks or bfloat16, control
+rows and the two code maps in bfloat16). `m27` merges them when it loads; `m27 export` writes the merged
+stock bfloat16 checkpoint that plain transformers opens.
 """
 
 READING = """\

@@ -5,7 +5,8 @@
     python -m recipes.nano --stage joint --device cuda --max-minutes-this-call 9
 
 Every stage takes up what an earlier call left: shards that are current stay, training goes on from its newest
-snapshot. Stages: base (needs both codecs trained), build, projections, joint, sft, write (see `recipes.stages`).
+snapshot. Stages: base (needs both codecs trained), build, projections, joint, sft, write, and `whole`, all of the
+training in one stage for a GPU (see `recipes.stages`; its shards: --stage build --of whole).
 A run can be watched on `runs/NAME/watch.html`.
 """
 
@@ -43,7 +44,7 @@ from m27.train.loop import Result, Trainer, prepare_machine
 from m27.train.rows import Rows, fit_code_map
 from m27.train.settings import SettingError, TrainConfig, change
 from recipes import base, replay, watching
-from recipes.stages import STAGES, NanoRecipe, joint, on_gpu
+from recipes.stages import CHAIN, STAGES, NanoRecipe, on_gpu
 
 CODECS = ("image_codec.safetensors", "audio_codec.safetensors")
 # Captions that begin the code maps near words (see `fit_code_map`), by medium.
@@ -78,8 +79,9 @@ def build_source(recipe: NanoRecipe, name: str) -> str:
     """Build the shard of one source unless it is current; a line that says what it holds."""
     torch.set_num_threads(1)
     processor = Processor.load(recipe.out)
-    if processor.image_codec is not None:  # a quarter faster on CPUs, the same codes but for near-ties
-        processor.image_codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    codec: Any = processor.image_codec
+    if codec is not None:  # a quarter faster on CPUs, the same codes but for near-ties
+        codec.to(memory_format=torch.channels_last)
     folder = recipe.shards / name
     if shards.is_current(folder, processor):
         return f"{name}: current"
@@ -325,6 +327,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=Path, help="folder of the token shards")
     parser.add_argument("--runs", type=Path, help="folder of the runs")
     parser.add_argument("--codecs", type=Path, help="folder of newly trained codecs")
+    parser.add_argument(
+        "--of", choices=tuple(STAGES), default="joint", help="whose sources `build` takes"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="sources to build")
     parser.add_argument("--jobs", type=int, default=2, help="sources built at a time")
     parser.add_argument(
@@ -336,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     try:
-        recipe = adjusted(joint(), given)
+        recipe = adjusted(STAGES[given.of](), given)
         good = True
         if given.stage in ("all", "base"):
             prepare(recipe)
@@ -345,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, stage in STAGES.items():
             if given.stage == name:
                 good = train(adjusted(stage(), given), None, given.max_minutes_this_call).finished
-            elif given.stage == "all":
+            elif given.stage == "all" and name in CHAIN:
                 # The length that was given is the joint run's; the others keep theirs.
                 own = argparse.Namespace(**vars(given))
                 if name != "joint":

@@ -29,7 +29,7 @@ from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
 from recipes import base
 
-COUNT, LONGEST, BATCH, SEED = 320, 96, 64, 27
+COUNT, LONGEST, BATCH, SEED = 1_200, 96, 64, 27
 THINGS = (
     "the sea, rivers, volcanoes, the moon, dogs, cats, horses, bees, whales, trees, bread, cheese, "
     "coffee, tea, rice, football, chess, music, the piano, painting, photography, cooking, reading, "

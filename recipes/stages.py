@@ -1,9 +1,9 @@
 """The training stages of m27-nano: each one function that returns one typed configuration.
 
-`projections` moves only the code maps and control rows to where the codes of new codecs mean something, `joint`
-trains adapters and rows on every task, `sft` goes on at a lower rate on questions as users ask them, `asked` asks
-many questions about each picture or sound. Each begins with what the stage before it left, or with the shipped
-weights where no such run is there.
+`whole` is all of it in one stage for a GPU. On CPUs: `projections` moves only the code maps and control rows
+to where the codes of new codecs mean something, `joint` trains adapters and rows on every task, `sft` goes on
+at a lower rate on questions as users ask them, `asked` asks many questions about each picture or sound. Each
+begins with what the stage before it left, or with the shipped weights where no such run is there.
 """
 
 from __future__ import annotations
@@ -71,6 +71,32 @@ ASKED: Mapping[str, float] = {
     "scene_questions": 0.33, "vqa": 0.21, "instrument_questions": 0.08,
     "name_picture": 0.10, "caption_picture": 0.05, "name_sound": 0.045, "name_word": 0.015,
     "place_pictures": 0.035, "story_count": 0.03, "draw": 0.03, "sound_for_text": 0.015, "text": 0.06,
+}  # fmt: skip
+
+# For a GPU: sources as far as they go, and shares that go through each some two to seven times in a hundred
+# million tokens.
+WHOLE_SOURCES: Mapping[str, int] = {
+    "easy_vqa": 9_000, "cifar10": 62_500, "emoji": 8_000, "fluent": 7_000, "openclipart": 14_000,
+    "scenes": 36_000, "books": 5_000, "made_books": 9_000, "tiny_imagenet": 28_000, "stamps": 3_000,
+    "languages": 1_500, "grocery": 3_300, "nlvr": 1_000, "fashion": 3_000, "quickdraw": 4_000,
+    "triples": 4_000, "heard_pictures": 3_000, "instruments": 9_000, "spoken_words": 1_500,
+    "spoken_digits": 3_000, "speech": 16_000, "kokoro": 8_000, "environment": 4_000, "soundscapes": 4_000,
+    "replay": 1_200, "texts": 10_000, "asked": 36_000,
+}  # fmt: skip
+WHOLE: Mapping[str, float] = {
+    # picture to words
+    "name_picture": 0.10, "caption_picture": 0.05, "caption_language": 0.005, "vqa": 0.075,
+    "scene_questions": 0.18, "scene_caption": 0.005, "scene_count": 0.02, "scene_color": 0.02,
+    "scene_relation": 0.02, "scene_where": 0.005, "scene_box": 0.03, "photo_box": 0.01,
+    # words to picture
+    "draw": 0.14, "story": 0.01, "story_page": 0.015, "story_next": 0.005, "story_text": 0.005,
+    "story_count": 0.035, "place_pictures": 0.045,
+    # sound to words
+    "name_sound": 0.015, "soundscape": 0.005, "name_instrument": 0.015, "name_family": 0.02,
+    "instrument_questions": 0.015, "name_word": 0.01, "transcribe": 0.09,
+    # words to sound
+    "speak": 0.045, "sound_for_text": 0.035, "sound_for_picture": 0.02, "picture_for_sound": 0.005,
+    "text": 0.07,
 }  # fmt: skip
 
 DROP = (
@@ -151,14 +177,44 @@ def asked() -> NanoRecipe:
     return NanoRecipe(train, SOURCES, begin=(f"{NAME}-sft",))
 
 
+def whole() -> NanoRecipe:
+    """Everything at once on one GPU, about eight minutes of it: a hundred million tokens, rank 64.
+
+    A rank above that of the weights that it begins with: their adapters are widened.
+    """
+    data = DataConfig(
+        tasks=WHOLE, drop_prompt=DROP, drop_rate=0.1, row=2048, rows=16, accumulate=1, pool=1024,
+        media_weights={"text": 2.0, "control": 1.0, "image": 0.5, "audio": 0.5},
+        task_weights={"text": 0.5},
+        full_share=0.05, full_tasks=("text",), kl_tasks={"text": 0.9},
+    )  # fmt: skip
+    train = TrainConfig(
+        f"{NAME}-whole", minutes=8, seed=31, device="cuda", path="merged", sample_minutes=0.0,
+        lora=LoraConfig(rank=64, alpha=64), data=data,
+        optim=OptimConfig(
+            lr=1e-3, map_lr=5e-4, control_lr=5e-4, schedule="cosine", warmup=0.04, floor=0.02,
+        ),
+    )  # fmt: skip
+    return NanoRecipe(train, WHOLE_SOURCES, shards=Path(".cache/shards/whole"))
+
+
 STAGES: Mapping[str, Callable[[], NanoRecipe]] = {
-    "projections": projections, "joint": joint, "sft": sft, "asked": asked,
+    "whole": whole, "projections": projections, "joint": joint, "sft": sft, "asked": asked,
 }  # fmt: skip
 
 
+# The stages that follow one another where nothing else is asked for; `whole` stands for all of them on a GPU.
+CHAIN = ("projections", "joint", "sft", "asked")
+
+
 def on_gpu(recipe: NanoRecipe) -> NanoRecipe:
-    """The same stage for a GPU: 65,536 tokens a step, and rates for steps of that size."""
+    """The same stage for a GPU: 65,536 tokens a step, and rates for steps of that size.
+
+    One that is made for a GPU stays as it is.
+    """
     run = recipe.train
+    if run.device == "cuda":
+        return recipe
     optim = replace(
         run.optim, lr=2 * run.optim.lr, map_lr=2 * run.optim.map_lr, control_lr=2 * run.optim.control_lr
     )

@@ -130,8 +130,8 @@ class ImageCodec(nn.Module):
     def codes_revision(self) -> str:
         """12 hex digits that change when anything that determines codes does, as shipped; the
         decoder does not."""
-        state = {
-            name: value
+        state = {  # bytes are hashed, whatever layout the weights have in memory
+            name: value.detach().clone(memory_format=torch.contiguous_format)
             for name, value in self.state_dict().items()
             if value.is_floating_point() and not name.startswith("decoder.")
         }

@@ -34,6 +34,7 @@ class Corpus:
     def __init__(self, folders: Sequence[str | Path]) -> None:
         if not folders:
             raise ShardError("no shards given")
+        self.folders = tuple(map(Path, folders))
         self.meta: dict[str, Any] = {}
         self.tasks: list[str] = []
         self._tokens: list[NDArray[np.uint32]] = []

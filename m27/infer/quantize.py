@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from m27.model.config import Config
@@ -26,11 +25,13 @@ from m27.model.gguf import BLOCK, Blocks
 from m27.model.packed import (
     CheckpointError,
     flatten_blocks,
-    read_blocks,
+    join_blocks,
     read_json,
+    read_tensors,
     write_json,
     write_tensors,
 )
+from m27.model.rounding import in_groups, round_int8
 
 FORMAT = "m27-quantised-1"
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -51,19 +52,10 @@ class Packed:
     minimum: npt.NDArray[np.uint16] | None = None
 
 
-def round_int8(weight_RC: Tensor) -> Blocks:
-    """Round a matrix to 8 bits; columns are filled up with zeros to whole groups."""
-    w_RGB = _groups(weight_RC)
-    scale = (w_RGB.abs().amax(-1) / 127).half()
-    inverse = torch.where(scale > 0, 1 / scale.float(), 0.0)
-    q = (w_RGB * inverse[..., None]).round_().clamp_(-127, 127).to(torch.int8)
-    return Blocks(q.flatten(1), scale, None)
-
-
 def round_int4(weight_RC: Tensor) -> Blocks:
     """Round a matrix to 4 bits: of several ranges the one whose squared error is least, after scale and
     minimum are fitted by least squares to what was rounded."""
-    w_RGB = _groups(weight_RC)
+    w_RGB = in_groups(weight_RC)
     rows, groups, _ = w_RGB.shape
     flat = w_RGB.reshape(-1, BLOCK)
     parts = [_round_groups(flat[i : i + _CHUNK]) for i in range(0, len(flat), _CHUNK)]
@@ -96,12 +88,6 @@ def _round_groups(w_NB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     inverse = torch.where(scale > 0, 1 / scale.float(), 0.0)
     q = ((w_NB - minimum.float()) * inverse).round_().clamp_(0, 15).to(torch.uint8)
     return q, scale[:, 0], minimum[:, 0]
-
-
-def _groups(weight_RC: Tensor) -> Tensor:
-    """[R, G, 32] in float32, filled up with zeros."""
-    weight_RC = F.pad(weight_RC.detach().float(), (0, -weight_RC.shape[1] % BLOCK))
-    return weight_RC.view(len(weight_RC), -1, BLOCK)
 
 
 Rounding = Callable[[Tensor, str], Blocks]
@@ -212,5 +198,6 @@ def load_quantized(folder: Path | str) -> tuple[Config, dict[str, Tensor | Block
     header = read_json(folder / "quantised.json")
     if header.get("format") != FORMAT or header.get("precision") not in ("int8", "int4"):
         raise CheckpointError(f"{folder / 'quantised.json'}: not of format {FORMAT!r}")
-    state = read_blocks(folder / "quantised.safetensors")
+    path = folder / "quantised.safetensors"
+    state = join_blocks(read_tensors(path)[0], path)
     return Config.from_hf(read_json(folder / "config.json")), state, str(header["precision"])

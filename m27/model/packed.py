@@ -1,12 +1,14 @@
 """The shipped layout: a quantised base, kept once, and the trained part beside it.
 
-    config.json          stock, with the longer vocabulary base.safetensors     the base model as
-    published: `NAME.q`, `NAME.scale`, `NAME.minimum` for a matrix of quantised blocks (see
-    `gguf.Blocks`), `NAME` for any other tensor trained.safetensors  `NAME.lora_A` [r, C] and
-    `NAME.lora_B` [R, r] without the `.weight` of NAME, `control.weight` [controls, D],
-    `image_map.*` and `audio_map.*` (`CodeMap`); any other tensor takes the place of the base's of
-    that name. Metadata: `alpha`, `rank`, `image_levels`, `audio_levels` m27.json
-    `"format": "m27-packed-1"` and what other rooms keep there
+    config.json          stock, with the longer vocabulary
+    base.safetensors     the base model as published: `NAME.q`, `NAME.scale`, `NAME.minimum` for a matrix
+                         of quantised blocks (see `gguf.Blocks`), `NAME` for any other tensor
+    trained.safetensors  `NAME.lora_A` [r, C] and `NAME.lora_B` [R, r] without the `.weight` of NAME,
+                         in blocks of 8 bits (`NAME.lora_A.q` and `.scale`) or in bfloat16, each as it
+                         was written; `control.weight` [controls, D], `image_map.*` and `audio_map.*`
+                         (`CodeMap`); any other tensor takes the place of the base's of that name.
+                         Metadata: `alpha`, `rank`, `image_levels`, `audio_levels`
+    m27.json             `"format": "m27-packed-1"` and what other rooms keep there
 
 A later release of weights replaces trained.safetensors only. Reading gives the plain decoder's
 tensors, merged. This module knows the order text, control, image, audio of the ids, not what they
@@ -31,10 +33,12 @@ from torch import Tensor
 
 from m27.model.code_map import CodeMap
 from m27.model.config import Config
-from m27.model.gguf import Blocks
+from m27.model.gguf import BLOCK, Blocks
+from m27.model.rounding import settle_int8
 
 FORMAT = "m27-packed-1"
 MEDIA = ("image", "audio")
+STORED = ("int8", "bfloat16")
 _EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -45,18 +49,32 @@ class CheckpointError(ValueError):
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file under a temporary name, then put it in place.
 
-    Raises `CheckpointError` naming `path` where the disk or the folder does not take it.
+    Equal content gives equal bytes. Raises `CheckpointError` naming `path` where the disk or the folder
+    does not take it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(whole, temporary, metadata=dict(metadata))
+        _sort_metadata(temporary)
         os.chmod(temporary, 0o644)  # safetensors makes it private; a checkpoint is to be shared
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written ({error})") from None
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a file's metadata in order: safetensors writes them in one that is drawn anew each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items())), **header}
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # always, as long as safetensors writes no shorter JSON than ours
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -106,15 +124,25 @@ def save_packed(
     audio_levels: Sequence[int],
     base: Mapping[str, Tensor | Blocks] | None = None,
     extra: Mapping[str, Any] | None = None,
+    stored: str = "int8",
 ) -> None:
-    """Write the shipped layout; `trained` is stored in bfloat16.
+    """Write the shipped layout.
 
+    `stored` is what the adapters' factors are written in: "int8" (blocks of 8 bits, at half the size of
+    bfloat16; less than 1 % of their product is lost) where their columns are whole groups of 32, else
+    and where it is "bfloat16" in bfloat16, as everything else of `trained` is. What was read from such
+    a file is written again bit by bit.
     `base` (what `GGUF.tensors` gives) is written once; leave it out to keep the file that is there.
     `extra` is put into m27.json beside what it already holds. Files of other rooms are left alone.
-    Raises `CheckpointError` when there is no base; whether base and trained part make up a model of
-    `config` is seen by `read_packed`.
+    Raises `CheckpointError` when there is no base and for factors that are not finite; whether base
+    and trained part make up a model of `config` is seen by `read_packed`.
     """
+    if stored not in STORED:
+        raise CheckpointError(f"stored: {stored!r} is none of {', '.join(STORED)}")
     directory = Path(directory)
+    narrow = flatten_blocks(
+        {name: _narrow(name, tensor, stored) for name, tensor in trained.items()}
+    )
     directory.mkdir(parents=True, exist_ok=True)
     if base is not None:
         write_tensors(directory / "base.safetensors", flatten_blocks(base), {"format": FORMAT})
@@ -127,12 +155,21 @@ def save_packed(
         "image_levels": json.dumps(list(image_levels)),
         "audio_levels": json.dumps(list(audio_levels)),
     }
-    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in trained.items()}
     write_tensors(directory / "trained.safetensors", narrow, metadata)
     write_json(directory / "config.json", config.to_hf() | {"torch_dtype": "bfloat16"})
     header = directory / "m27.json"
     held = read_json(header) if header.is_file() else {}
     write_json(header, held | dict(extra or {}) | {"format": FORMAT})
+
+
+def _narrow(name: str, tensor: Tensor, stored: str) -> Tensor | Blocks:
+    factor = tensor.ndim == 2 and name.endswith((".lora_A", ".lora_B"))
+    if stored == "int8" and factor and tensor.shape[1] % BLOCK == 0:
+        try:
+            return settle_int8(tensor.detach().cpu())
+        except ValueError as error:
+            raise CheckpointError(f"{name} {error}") from None
+    return tensor.to(torch.bfloat16)
 
 
 def is_packed(directory: Path) -> bool:
@@ -160,16 +197,20 @@ def flatten_blocks(tensors: Mapping[str, Tensor | Blocks]) -> dict[str, Tensor]:
     return flat
 
 
-def read_blocks(path: Path) -> dict[str, Tensor | Blocks]:
-    """What `flatten_blocks` made, of a safetensors file. Raises `CheckpointError`."""
-    flat, _ = read_tensors(path)
+def join_blocks(flat: Mapping[str, Tensor], path: Path) -> dict[str, Tensor | Blocks]:
+    """What `flatten_blocks` took apart. Raises `CheckpointError` naming `path`, from which it was read."""
     out: dict[str, Tensor | Blocks] = {}
     for name, tensor in flat.items():
         if name.endswith(".q"):
             stem = name.removesuffix(".q")
             if f"{stem}.scale" not in flat:
                 raise CheckpointError(f"{path}: {stem} has blocks but no scales")
-            out[stem] = Blocks(tensor, flat[f"{stem}.scale"], flat.get(f"{stem}.minimum"))
+            scale, minimum = flat[f"{stem}.scale"], flat.get(f"{stem}.minimum")
+            half = BLOCK // 2 if tensor.dtype == torch.uint8 else BLOCK
+            fits = tensor.ndim == 2 and (len(tensor), tensor.shape[1] / half) == tuple(scale.shape)
+            if not fits or (minimum is not None and minimum.shape != scale.shape):
+                raise CheckpointError(f"{path}: the scales of {stem} do not fit its blocks")
+            out[stem] = Blocks(tensor, scale, minimum)
         elif not name.endswith((".scale", ".minimum")):
             out[name] = tensor
     return out
@@ -177,7 +218,19 @@ def read_blocks(path: Path) -> dict[str, Tensor | Blocks]:
 
 def read_base(directory: Path | str) -> dict[str, Tensor | Blocks]:
     """The base as it is stored, under Hugging Face names. Raises `CheckpointError`."""
-    return read_blocks(Path(directory) / "base.safetensors")
+    path = Path(directory) / "base.safetensors"
+    return join_blocks(read_tensors(path)[0], path)
+
+
+def read_trained(directory: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The trained part of a shipped folder, in float32, and its metadata. Raises `CheckpointError`."""
+    path = Path(directory) / "trained.safetensors"
+    flat, metadata = read_tensors(path)
+    trained = {
+        name: value.dequantize() if isinstance(value, Blocks) else value.float()
+        for name, value in join_blocks(flat, path).items()
+    }
+    return trained, metadata
 
 
 def read_packed(directory: Path | str) -> tuple[Config, dict[str, Tensor]]:
@@ -191,7 +244,7 @@ def read_packed(directory: Path | str) -> tuple[Config, dict[str, Tensor]]:
     if not config.tied:
         raise CheckpointError(f"{directory / 'config.json'}: the packed layout has tied embeddings")
     path = directory / "trained.safetensors"
-    trained, metadata = read_tensors(path)
+    trained, metadata = read_trained(directory)
     state = {
         name: value.dequantize() if isinstance(value, Blocks) else value.float()
         for name, value in read_base(directory).items()

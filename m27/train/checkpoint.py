@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from m27.model.packed import CheckpointError, read_trained
 
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -103,23 +105,22 @@ class Beginning:
 def beginning(folder: Path) -> Beginning:
     """The trained part of a run's newest snapshot, or of a shipped model's `trained.safetensors`.
 
-    Shipped tensors are bfloat16 and come as float32. Raises ResumeError where the folder holds neither.
+    Shipped tensors are narrower and come as float32. Raises ResumeError where the folder holds neither.
     """
     found = latest(folder)
     if found is not None:
         lora = found.state["config"]["lora"]
         return Beginning(found.trained, lora["alpha"] / max(lora["rank"], 1))
-    path = folder / "trained.safetensors"
     try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            trained = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        return Beginning(trained, float(about["alpha"]) / float(about["rank"]))
-    except (OSError, SafetensorError) as error:
+        trained, about = read_trained(folder)
+    except CheckpointError as error:
         raise ResumeError(
             f"{folder}: neither a run with a snapshot nor a model ({error})"
         ) from None
-    except (KeyError, ValueError) as error:
+    try:
+        return Beginning(trained, float(about["alpha"]) / float(about["rank"]))
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        path = folder / "trained.safetensors"
         raise ResumeError(f"{path}: its metadata give no alpha and rank ({error})") from None
 
 

@@ -8,10 +8,10 @@ after some minutes and go on in another call. It does not know what the ids mean
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import os
-import queue
 import signal
 import threading
 import time
@@ -20,29 +20,27 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from m27 import runtime
-from m27.data.loader import MEDIA, Batch, Loader
-from m27.data.mixture import Corpus, Mixture, State
-from m27.data.pack import Packer
+from m27.data.loader import MEDIA
+from m27.data.mixture import Corpus, State
 from m27.model.decoder import Decoder
-from m27.train import checkpoint
+from m27.train import checkpoint, feed
+from m27.train.feed import Planned
 from m27.train.lora import Adapters, LoraError, merged, refit
+from m27.train.merged import MergedPass
 from m27.train.meter import Meter
 from m27.train.objective import Tally
 from m27.train.optim import Optimiser
 from m27.train.passes import Pass, choose
 from m27.train.rows import Rows
-from m27.train.scoring import Plan, Scoring
 from m27.train.settings import SettingError, TrainConfig
 from m27.train.watch import Sample, Watch
 
 _TRIM_EVERY = 20  # steps
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -95,24 +93,10 @@ class Trainer:
         self.seconds = 0.0
         self._stop = threading.Event()
         loader_state = self._resume()
-        data = config.data
-        mixture = Mixture(
-            corpus, data.tasks, drop=data.drop_prompt, drop_rate=data.drop_rate, seed=config.seed,
-            state=None if loader_state is None else loader_state["mixture"],
-        )  # fmt: skip
-        self.packer = Packer(mixture, data.row, data.pool, loader_state)
-        self.loader = Loader(
-            self.packer, rows=data.rows, accumulate=data.accumulate,
-            weights=data.media_weights, task_weights=data.task_weights,
-        )  # fmt: skip
+        self.packer = feed.packer(corpus, config, loader_state)
+        self.loader = feed.loader(self.packer, config)
         self.loader_state = self.packer.state() if loader_state is None else loader_state
-        try:
-            self.scoring = Scoring(
-                corpus.meta["vocabulary"], corpus.tasks,
-                data.full_share, data.full_tasks, data.kl_tasks,
-            )  # fmt: skip
-        except ValueError as error:
-            raise SettingError(f"data.{error}") from None
+        self.scoring = feed.scoring(corpus, config)
         self.meter = Meter(run, self.step, quiet)
         self.watch = Watch(run, config.name, self.step)
         self.tally = Tally(MEDIA, corpus.tasks)
@@ -192,10 +176,12 @@ class Trainer:
         `sample` is called with the trained part and the step every `sample_minutes` of the run, and at its
         end; what it gives is shown on the run's page. Its time counts as the run's.
         """
+        steps = self._steps()
+        if self.device.type == "cuda":
+            steps = self._rehearsed(steps)
         begun, earlier, first = time.monotonic(), self.seconds, self.tokens
         saved_at, saved_step = begun, self.step
         budget = math.inf if call_minutes is None else call_minutes * 60
-        steps = self._steps()
         sample_at = self.seconds + self.config.sample_minutes * 60
         with _on_signal(self._stop):
             while self.progress < 1 and not self._stop.is_set() and self.step != until:
@@ -228,35 +214,51 @@ class Trainer:
         what = "done" if finished else "stopped and saved; the same command goes on"
         self.meter.close(
             f"{what}: step {self.step}, {self.tokens:,} tokens, {self.seconds / 60:.1f} min, "
-            f"packing {self.packer.efficiency:.2%}"
+            f"packing {self.packing:.2%}"
         )
         return Result(self.step, self.tokens, self.seconds, finished, self.trained())
 
-    def _steps(self) -> Iterator[tuple[list[tuple[Batch, Plan]], State]]:
+    def _steps(self) -> Iterator[tuple[list[Planned], State]]:
         """Batches with their plans; beside a GPU they are made ahead, while it computes."""
-        planned = (
-            ([(batch, self.scoring.plan(batch)) for batch in batches], state)
-            for batches, state in self.loader
-        )
-        return ahead(planned) if self.device.type == "cuda" else planned
+        if self.device.type == "cuda":
+            source = feed.Source(self.corpus.folders, self.config, self.loader_state)
+            return feed.ahead(source, isinstance(self.way, MergedPass))
+        return feed.planned(self.loader, self.scoring, self.way)
 
-    def _train_step(self, batches: list[tuple[Batch, Plan]]) -> dict[str, object]:
+    def _rehearsed(
+        self, steps: Iterator[tuple[list[Planned], State]]
+    ) -> Iterator[tuple[list[Planned], State]]:
+        """`steps`, the first of them gone through once for nothing.
+
+        Kernels are compiled then, which would else count as minutes of the run, and its warm-up be over.
+        """
+        first = next(steps)
+        self.rows.refresh()
+        self.way.refresh()
+        for host, plan, prepared in first[0]:
+            batch = replace(host.to(self.device), documents_BT=host.documents_BT)
+            self.way.run(batch, plan.to(self.device), 1.0, prepared)
+        self.optimiser.clear()
+        return itertools.chain([first], steps)
+
+    def _train_step(self, batches: list[Planned]) -> dict[str, object]:
         progress = self.progress
         self.rows.refresh()
         self.way.refresh()
         self.tally.clear()
-        total = float(sum(batch.weights_M.sum().item() for batch, _ in batches))
+        total = float(sum(batch.weights_M.sum().item() for batch, *_ in batches))
         sums = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
-        for i, (host, plan) in enumerate(batches):
+        for i, (host, plan, prepared) in enumerate(batches):
             # Documents stay on the host, where attention is planned; nothing below waits for the device.
             batch = replace(host.to(self.device), documents_BT=host.documents_BT)
-            losses = self.way.run(batch, plan.to(self.device), total)
+            losses = self.way.run(batch, plan.to(self.device), total, prepared)
             sums[i] = (losses.targets_M * batch.weights_M).sum() / total
             self.tally.add(losses.targets_M, batch.media_M, batch.tasks_M)
             if losses.apart_m is not None:
                 self.tally.add_divergence(losses.apart_m)
             self.tokens += host.ids_BT.numel()
         self.rows.backward()
+        self.way.collect()
         scale, norm = self.optimiser.step(progress)
         self.step += 1
         loss = float(sums.sum())
@@ -274,36 +276,23 @@ class Trainer:
         """A copy of the trained part, float32, under the names of the shipped checkpoint."""
         return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
 
+    @property
+    def packing(self) -> float:
+        """Tokens of documents over tokens of rows, so far."""
+        rows = int(self.loader_state["rows"])
+        return int(self.loader_state["filled"]) / (rows * self.config.data.row) if rows else 1.0
+
     def save(self) -> Path:
         """Write a snapshot of the present step."""
         state = {
             "tokens": self.tokens, "seconds": self.seconds, "loader": self.loader_state,
-            "corpus": self.corpus.fingerprint, "packing": self.packer.efficiency,
+            "corpus": self.corpus.fingerprint, "packing": self.packing,
             "config": json.loads(json.dumps(asdict(self.config))),
         }  # fmt: skip
         return checkpoint.save(
             self.run_folder, self.step, self.trained(), self.optimiser.state(), state,
             self.config.keep,
         )  # fmt: skip
-
-
-def ahead(items: Iterator[_T], count: int = 2) -> Iterator[_T]:
-    """`items` in their order, `count` of them made beforehand by a thread; its error is raised here."""
-    made: queue.Queue[_T | BaseException] = queue.Queue(count)
-
-    def make() -> None:
-        try:
-            for item in items:
-                made.put(item)
-        except BaseException as error:  # to the consumer, which would else wait for ever
-            made.put(error)
-
-    threading.Thread(target=make, daemon=True).start()
-    while True:
-        item = made.get()
-        if isinstance(item, BaseException):
-            raise item
-        yield item
 
 
 @contextmanager

@@ -54,11 +54,15 @@ def cross_entropy(
     for begin in range(0, len(h_MD), piece):
         window = slice(begin, begin + piece)
         h, weight = h_MD[window], weights_M[window, None].to(h_MD.dtype)
-        p = torch.softmax(h @ rows_SD.t(), dim=-1)
+        logits = h @ rows_SD.t()
+        if logits.device.type == "cuda":  # in bfloat16 what is left of a sure answer's loss is rounding
+            logits = logits.float()
+        p = torch.softmax(logits, dim=-1)
         hit = p.gather(1, local_M[window, None])
         losses[window] = -hit.flatten().float().clamp_min(1e-30).log()
         # d loss / d logits is p - 1 at the target; scaling h instead of p spares a pass over [m, S].
         own = rows_SD.index_select(0, local_M[window])
+        p = p.to(h.dtype)
         g_MD[window] = (p @ rows_SD - own) * weight
         weighted = h * weight
         for columns, rows in _trained(spans, first):

@@ -86,8 +86,12 @@ class Optimiser:
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {float(norm)}")
         self.adamw.step()
-        self.adamw.zero_grad(set_to_none=False)
+        self.clear()
         return scale, float(norm)
+
+    def clear(self) -> None:
+        """Forget all gradients."""
+        self.adamw.zero_grad(set_to_none=False)
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step counts by parameter name: `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.step`."""

@@ -1,8 +1,8 @@
-"""One micro-batch forward and backward, two ways with the same outcome: fused by hand, or plain autograd.
+"""One micro-batch forward and backward, three ways with the same outcome: fused by hand, merged, plain.
 
 Both put the inputs together from the vocabulary's rows, compute the head at the targets only, and leave
 gradients on the trained weights and in the rows' buffer. The plain way is the oracle of the fused one, serves
-the families that the fused one does not know, and is the one for a GPU.
+the families that the others do not know, and trains every weight.
 
 Shapes: B rows, T tokens, N = B*T, M targets, D width, n tokens that the base is asked about.
 """
@@ -10,8 +10,7 @@ Shapes: B rows, T tokens, N = B*T, M targets, D width, n tokens that the base is
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,31 +19,40 @@ from m27.data.loader import Batch
 from m27.model.decoder import Decoder
 from m27.train.attention import layout
 from m27.train.fused import Fused
+from m27.train.head import Losses, head
 from m27.train.lora import Adapters
-from m27.train.objective import cross_entropy, divergence
+from m27.train.merged import MergedPass
 from m27.train.rows import Rows
 from m27.train.scoring import Plan, Teacher
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Of one micro-batch, in nats: each target's cross-entropy [M], and the divergences there were [m]."""
-
-    targets_M: Tensor
-    apart_m: Tensor | None = None
 
 
 class Pass(Protocol):
     """How a micro-batch is gone through."""
 
+    def prepare(self, batch: Batch) -> Any:
+        """What can be planned on the host before a batch goes to its device; handed to `run`."""
+
     def refresh(self) -> None:
         """Take up changed weights; once before each step."""
 
-    def run(self, batch: Batch, plan: Plan, total_weight: float) -> Losses:
+    def run(self, batch: Batch, plan: Plan, total_weight: float, prepared: Any = None) -> Losses:
         """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
 
+    def collect(self) -> None:
+        """Bring the gradients to the trained weights; once after the batches of a step."""
 
-class FusedPass:
+
+class _Direct:
+    """A pass that plans nothing ahead and leaves its gradients where they belong."""
+
+    def prepare(self, batch: Batch) -> None:
+        """Nothing."""
+
+    def collect(self) -> None:
+        """Nothing."""
+
+
+class FusedPass(_Direct):
     """`m27.train.fused` and the rows."""
 
     def __init__(
@@ -60,7 +68,7 @@ class FusedPass:
         self.fused.merge()
 
     @torch.no_grad()
-    def run(self, batch: Batch, plan: Plan, total_weight: float) -> Losses:
+    def run(self, batch: Batch, plan: Plan, total_weight: float, prepared: Any = None) -> Losses:
         """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
         base_mD = None if plan.teacher is None else self._base(plan.teacher)
         ids_N = batch.ids_BT.flatten()
@@ -68,7 +76,7 @@ class FusedPass:
         where = layout(documents_BT, *self._heads, self.dtype, branches_BT=batch.branches_BT)
         x_ND = self.rows.embed(ids_N)
         h_ND, tape = self.fused.forward(x_ND, batch.positions_BT.flatten(), where)
-        losses, g_MD = _head(self.rows, h_ND, batch, plan, base_mD, total_weight)
+        losses, g_MD = head(self.rows, h_ND, batch, plan, base_mD, total_weight)
         g_ND = torch.zeros_like(h_ND).index_copy_(0, batch.places_M, g_MD)
         self.rows.add_input_gradient(ids_N, self.fused.backward(g_ND, tape))
         return losses
@@ -81,7 +89,7 @@ class FusedPass:
         return h_nD.index_select(0, teacher.places_m)
 
 
-class PlainPass:
+class PlainPass(_Direct):
     """The decoder itself under autograd: with the adapters attached, or `full`, every weight trained.
 
     Trained weights stay float32 and products run in `dtype`; a frozen body is kept in `dtype`. With `full`
@@ -109,10 +117,10 @@ class PlainPass:
     def refresh(self) -> None:
         """Nothing: the weights are read as they are."""
 
-    def run(self, batch: Batch, plan: Plan, total_weight: float) -> Losses:
+    def run(self, batch: Batch, plan: Plan, total_weight: float, prepared: Any = None) -> Losses:
         """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
         if batch.branches_BT is not None:
-            raise ValueError("documents with branches need path=fused, whose attention knows them")
+            raise ValueError("documents with branches need path=fused or path=merged, whose attention knows them")
         base_mD = None if plan.teacher is None else self._base(plan.teacher)
         ids_N = batch.ids_BT.flatten()
         x_ND = self.rows.embed(ids_N).requires_grad_()
@@ -122,7 +130,7 @@ class PlainPass:
             h_BTD = self.decoder.hidden(x_BTD, batch.positions_BT, batch.documents_BT)
         h_ND = h_BTD.flatten(0, 1)
         states_ND = h_ND.detach().to(self.dtype)
-        losses, g_MD = _head(self.rows, states_ND, batch, plan, base_mD, total_weight)
+        losses, g_MD = head(self.rows, states_ND, batch, plan, base_mD, total_weight)
         h_ND.index_select(0, batch.places_M).backward(g_MD.to(h_ND.dtype))
         if x_ND.grad is not None:
             self.rows.add_input_gradient(ids_N, x_ND.grad)
@@ -145,29 +153,6 @@ class PlainPass:
         return h_1nD[0].index_select(0, teacher.places_m)
 
 
-def _head(
-    rows: Rows, h_ND: Tensor, batch: Batch, plan: Plan, base_mD: Tensor | None, total_weight: float
-) -> tuple[Losses, Tensor]:
-    """Losses, and the gradient [M, D] of the targets' states; gradients of rows go to their buffer."""
-    h_MD = h_ND.index_select(0, batch.places_M)
-    weights_M = batch.weights_M / total_weight
-    losses_M, apart_m = torch.empty_like(weights_M), None
-    g_MD = torch.empty_like(h_MD)
-    for group in plan.groups:
-        at = group.index_m
-        losses_M[at], g_MD[at] = cross_entropy(
-            h_MD[at], rows.table_VD, batch.targets_M[at], weights_M[at], rows.first, rows.grad_VD,
-            spans=group.spans,
-        )  # fmt: skip
-    if plan.teacher is not None and base_mD is not None:
-        at = plan.teacher.index_m
-        losses_M[at], apart_m, g_MD[at] = divergence(
-            h_MD[at], rows.table_VD, base_mD, batch.targets_M[at], weights_M[at],
-            plan.teacher.share_m, rows.first, rows.grad_VD,
-        )  # fmt: skip
-    return Losses(losses_M, apart_m), g_MD
-
-
 def choose(
     path: str,
     decoder: Decoder,
@@ -181,12 +166,15 @@ def choose(
 ) -> Pass:
     """The pass that `path` ("auto", "fused", "plain") names.
 
-    "auto" is fused for the Llama family on the CPU; a GPU is faster with autograd's own kernels, and
-    `full` training of every weight has no other way. Raises ValueError for "fused" with `full`.
+    "auto" is, for adapters of the Llama family, fused on the CPU and merged on a GPU; `full` training of
+    every weight has no other way than plain. Raises ValueError for another one with `full`.
     """
-    if full and path == "fused":
-        raise ValueError("the fused path trains adapters and rows only; set path=plain")
-    fits = decoder.config.family == "llama" and rows.table_VD.device.type == "cpu" and not full
-    if path == "fused" or (path == "auto" and fits):
+    if full and path in ("fused", "merged"):
+        raise ValueError(f"the {path} path trains adapters and rows only; set path=plain")
+    fits = decoder.config.family == "llama" and not full
+    on_cpu = rows.table_VD.device.type == "cpu"
+    if path == "fused" or (path == "auto" and fits and on_cpu):
         return FusedPass(decoder, adapters, rows, dtype, compile)
+    if path == "merged" or (path == "auto" and fits and len(list(adapters)) > 0):
+        return MergedPass(decoder, adapters, rows, dtype, compile)
     return PlainPass(decoder, adapters, rows, dtype, full, base)

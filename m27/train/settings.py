@@ -48,11 +48,11 @@ class DataConfig:
 class TrainConfig:
     """One run: `steps` or `minutes` (whichever is given; the first reached ends it), data and optimiser.
 
-    `path` "fused" is the hand-written pass for a frozen Llama decoder, "plain" autograd through it;
-    "auto" is fused on the CPU where it can be. `threads` 0 is one a core. Of the decoder's body, `body`
-    trains the "adapters", nothing ("frozen": the rows alone learn), or every weight ("full"; plain only).
-    `recompute` runs blocks again in the backward pass, for the memory. Samples are drawn every
-    `sample_minutes` by whoever starts the run (0: never).
+    `path` "fused" is the hand-written pass for a frozen Llama decoder, "merged" the one for a GPU, "plain"
+    autograd through the decoder; "auto" is fused on the CPU and merged on a GPU where it can be. `threads`
+    0 is one a core. Of the decoder's body, `body` trains the "adapters", nothing ("frozen": the rows alone
+    learn), or every weight ("full"; plain only). `recompute` runs blocks again in the backward pass, for
+    the memory. Samples are drawn every `sample_minutes` by whoever starts the run (0: never).
     """
 
     name: str
@@ -63,7 +63,7 @@ class TrainConfig:
     dtype: str = "auto"
     threads: int = 0
     compile: bool = True
-    path: Literal["auto", "fused", "plain"] = "auto"
+    path: Literal["auto", "fused", "merged", "plain"] = "auto"
     body: Literal["adapters", "frozen", "full"] = "adapters"
     recompute: bool = False
     sample_minutes: float = 10.0

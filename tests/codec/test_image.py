@@ -3,6 +3,7 @@ loaded."""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -165,3 +166,10 @@ def test_norms_fold_into_convolutions() -> None:
         eps=1e-3,
     )
     assert torch.allclose(trunk.stem((x * 255 - 127) / 128), y, atol=1e-3)
+
+
+def test_the_revision_does_not_depend_on_the_layout_in_memory(codec: ImageCodec) -> None:
+    before = codec.codes_revision
+    copied: torch.nn.Module = copy.deepcopy(codec)
+    copied.to(memory_format=torch.channels_last)
+    assert copied.codes_revision == before

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from m27.model.checkpoint import CheckpointError, load, read_base, save, save_packed
 from m27.model.code_map import CodeMap
 from m27.model.gguf import Blocks, read_gguf
-from m27.model.packed import write_tensors
+from m27.model.packed import read_tensors, read_trained, write_tensors
 from tests.model.conftest import TINY, random_decoder
 from tests.model.gguf_writer import write_llama
 
@@ -44,7 +44,7 @@ def base(tmp_path_factory) -> dict[str, torch.Tensor | Blocks]:
 def write(directory: Path, base=None, **change) -> dict[str, torch.Tensor]:
     settings = {
         "config": CONFIG, "trained": trained_part(), "alpha": 6.0, "rank": 4,
-        "image_levels": IMAGE, "audio_levels": AUDIO, "base": base,
+        "image_levels": IMAGE, "audio_levels": AUDIO, "base": base, "stored": "bfloat16",
     } | change  # fmt: skip
     save_packed(directory, **settings)
     return settings["trained"]
@@ -60,6 +60,17 @@ def test_files_can_be_read_by_others_and_a_full_disk_is_told(tmp_path):
     with pytest.raises(CheckpointError, match=r"/proc/x: cannot be written"):
         write_tensors(Path("/proc/x"), {"x": torch.zeros(2)}, {})
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_equal_content_is_equal_bytes(tmp_path):
+    metadata = {f"key {n}": f'Ünicode, "{n}"' for n in range(12)}
+    tensors = {"b": torch.ones(3), "a": torch.zeros(2, dtype=torch.int8)}
+    for name in ("one", "two"):
+        write_tensors(tmp_path / name, tensors, dict(reversed(metadata.items())))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    found, about = read_tensors(tmp_path / "one")
+    assert about == metadata
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
 def test_the_base_is_kept_to_the_last_bit(base, tmp_path):
@@ -125,6 +136,85 @@ def test_a_free_residual_is_added_to_the_map(base, tmp_path):
     torch.testing.assert_close(moved[102:110] - plain[102:110], residual.float(), atol=1e-5, rtol=0)
     assert torch.equal(moved[:102], plain[:102])
     assert torch.equal(moved[110:], plain[110:])
+
+
+def wide_factors(rank: int = 64) -> dict[str, torch.Tensor]:
+    """A and B as they are after training: B from next to nothing to as large as A, and columns of zeros."""
+    factors = {}
+    for name, (rows, columns) in zip(ADAPTED, ((64, 64), (64, 96)), strict=True):
+        factors[f"{name}.lora_A"] = (torch.rand(rank, columns) * 2 - 1) / columns**0.5
+        b = torch.randn(rows, rank) * torch.logspace(-7, -1, rows)[:, None]
+        b[:, 32:] *= 1e-3
+        b[::5, 32:] = 0
+        factors[f"{name}.lora_B"] = b
+    return factors
+
+
+def test_factors_are_stored_in_blocks_of_8_bits(base, tmp_path):
+    trained = {k: v.float() for k, v in trained_part().items()} | wide_factors()
+    write(tmp_path / "a", base, trained=trained, rank=64, stored="int8")
+    flat = load_file(tmp_path / "a" / "trained.safetensors")
+    for name, whole in trained.items():
+        if ".lora_" in name:
+            assert flat[f"{name}.q"].dtype == torch.int8
+            assert flat[f"{name}.q"].shape == whole.shape
+            assert flat[f"{name}.scale"].dtype == torch.float16
+            assert name not in flat
+        else:
+            assert torch.equal(flat[name], whole.to(torch.bfloat16))
+    found, metadata = read_trained(tmp_path / "a")
+    assert metadata["rank"] == "64"
+    for name in ADAPTED:
+        want = trained[f"{name}.lora_B"] @ trained[f"{name}.lora_A"]
+        got = found[f"{name}.lora_B"] @ found[f"{name}.lora_A"]
+        assert 0 < (got - want).norm() < 0.01 * want.norm()
+    # What is read is what is merged, and what is written again, bit by bit.
+    state = {k: v.dequantize() if isinstance(v, Blocks) else v.float() for k, v in base.items()}
+    merged = load(tmp_path / "a").state_dict()
+    for name in ADAPTED:
+        update = 6.0 / 64 * (found[f"{name}.lora_B"] @ found[f"{name}.lora_A"])
+        assert torch.equal(merged[f"{name}.weight"], state[f"{name}.weight"] + update)
+    write(tmp_path / "b", base, trained=found, rank=64, stored="int8")
+    first, second = ((tmp_path / side / "trained.safetensors").read_bytes() for side in "ab")
+    assert first == second
+
+
+def test_factors_of_other_widths_stay_in_bfloat16(base, tmp_path):
+    """Of rank 4, A has whole groups of 32 in its rows and B has not."""
+    trained = write(tmp_path, base, stored="int8")
+    flat = load_file(tmp_path / "trained.safetensors")
+    for name in ADAPTED:
+        assert torch.equal(flat[f"{name}.lora_B"], trained[f"{name}.lora_B"])
+        assert f"{name}.lora_A.q" in flat
+    load(tmp_path)
+
+
+def test_factors_that_cannot_be_stored_are_named(base, tmp_path):
+    broken = wide_factors()
+    broken[f"{ADAPTED[1]}.lora_B"][3, 5] = torch.nan
+    change = {"trained": trained_part() | broken, "rank": 64}
+    with pytest.raises(CheckpointError, match=r"down_proj\.lora_B has values that are not finite"):
+        write(tmp_path, base, stored="int8", **change)
+    with pytest.raises(CheckpointError, match="stored: 'int5' is none of int8, bfloat16"):
+        write(tmp_path, base, stored="int5")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scale: None, "has blocks but no scales"),
+        (lambda scale: scale[:, :1].contiguous(), r"the scales of .*q_proj\.lora_A do not fit"),
+    ],
+)
+def test_blocks_without_their_scales_are_refused(base, tmp_path, change, message):
+    write(tmp_path, base, trained=trained_part() | wide_factors(), rank=64, stored="int8")
+    path = tmp_path / "trained.safetensors"
+    flat, name = load_file(path), f"{ADAPTED[0]}.lora_A.scale"
+    changed = change(flat.pop(name))
+    write_tensors(path, flat if changed is None else flat | {name: changed}, {})
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
 
 
 def without(name: str) -> dict[str, torch.Tensor]:

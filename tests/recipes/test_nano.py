@@ -156,7 +156,7 @@ def test_a_share_takes_fewer_documents_of_every_source(monkeypatch, capsys):
 
     monkeypatch.setattr(nano, "build", build)
     assert nano.main(["--stage", "build", "--share", "0.25"]) == 0
-    whole = nano.joint().sources
+    whole = stages.joint().sources
     assert seen.keys() == whole.keys()
     assert all(seen[name] == -(-whole[name] // 4) for name in whole)
     assert nano.main(["--stage", "build", "--share", "0"]) == 2

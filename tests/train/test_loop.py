@@ -13,7 +13,7 @@ import torch
 from m27.data.mixture import Corpus
 from m27.model.packed import read_packed, save_packed
 from m27.train import checkpoint
-from m27.train.loop import ahead
+from m27.train.feed import by_thread
 from m27.train.lora import LoraConfig
 from m27.train.settings import SettingError
 from m27.train.watch import Sample
@@ -93,15 +93,26 @@ def with_text(tmp_path):
     return Corpus([folder])
 
 
-def test_both_passes_train_alike_on_restricted_targets_and_divergence(with_text, tmp_path):
+def test_all_passes_train_alike_on_restricted_targets_and_divergence(with_text, tmp_path):
     results = {
         path: fixtures.trainer(tmp_path / path, with_text, restricted(path=path)).run()
-        for path in ("fused", "plain")
+        for path in ("fused", "merged", "plain")
     }
     assert all("divergence" in record for record in log(tmp_path / "fused"))
     for name, tensor in results["plain"].trained.items():
-        other = results["fused"].trained[name]
-        torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(tensor, results["fused"].trained[name], rtol=1e-3, atol=1e-4)
+        # Summed in another order: where a gradient is nearly nothing, AdamW makes a step of its sign.
+        torch.testing.assert_close(tensor, results["merged"].trained[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("path", ["fused", "merged", "plain"])
+def test_a_rehearsal_changes_nothing(with_text, tmp_path, path):
+    whole = fixtures.trainer(tmp_path / "whole", with_text, restricted(path=path)).run()
+    trainer = fixtures.trainer(tmp_path / "rehearsed", with_text, restricted(path=path))
+    steps = trainer._rehearsed(trainer._steps())
+    for _ in range(4):
+        trainer._train_step(next(steps)[0])
+    assert same(trainer.trained(), whole.trained)
 
 
 def test_full_training_begins_where_the_adapters_ended_and_keeps_its_base(with_text, tmp_path):
@@ -157,6 +168,37 @@ def test_a_run_begins_with_shipped_weights_as_they_are(rank, shards, whole, tmp_
         torch.testing.assert_close(merged, state[f"{name}.weight"], rtol=0, atol=1e-5)
 
 
+def test_a_run_begins_with_blocks_of_8_bits(shards, whole, tmp_path):
+    """A shipped folder's blocks are read as numbers; untouched, they are shipped again bit by bit."""
+    lora = LoraConfig(rank=32, alpha=32.0)
+    trained, draw = dict(whole[1].trained), torch.Generator().manual_seed(0)
+    model = fixtures.decoder()
+    for name in [name for name in trained if ".lora_" in name]:
+        shape = list(trained[name].shape)
+        shape[0 if name.endswith("A") else 1] = lora.rank
+        trained[name] = torch.randn(shape, generator=draw) * 0.05
+    settings = {
+        "config": dataclasses.replace(model.config, vocab_size=192), "alpha": 32.0, "rank": 32,
+        "image_levels": (4, 4, 4), "audio_levels": (4, 4, 2),
+    }  # fmt: skip
+    out = tmp_path / "shipped"
+    save_packed(out, trained=trained, base=model.state_dict(), **settings)
+    before = (out / "trained.safetensors").read_bytes()
+    assert b".lora_B.q" in before
+    found = checkpoint.beginning(out)
+    assert found.scale == 1.0
+    assert found.trained.keys() == trained.keys()
+    trainer = fixtures.trainer(tmp_path / "run", shards, fixtures.config(lora=lora))
+    trainer.begin_from(out)
+    begun = trainer.trained()
+    for name in trained:
+        assert torch.equal(begun[name], found.trained[name])
+        error = (begun[name] - trained[name]).norm()
+        assert error <= 0.01 * trained[name].norm()
+    save_packed(out, trained=begun, **settings)
+    assert (out / "trained.safetensors").read_bytes() == before
+
+
 def test_what_does_not_fit_is_refused(shards, whole, tmp_path):
     lora = LoraConfig(rank=2)
     trainer = fixtures.trainer(tmp_path / "run", shards, fixtures.config(lora=lora))
@@ -190,7 +232,7 @@ def test_made_ahead_is_the_same_and_an_error_arrives():
 
     got = []
     with pytest.raises(KeyError, match="torn"):
-        list(map(got.append, ahead(items())))
+        list(map(got.append, by_thread(items())))
     assert got == [0, 1, 2, 3, 4]
 
 

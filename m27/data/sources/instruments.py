@@ -15,7 +15,7 @@ from m27.data.messages import document, phrasing, shuffled, sound, turn, words
 from m27.data.prompts import ask
 from m27.data.registry import fetch
 from m27.data.sources.base import Document, Item, Side, with_article
-from m27.data.sources.clips import RATE, Samples, digest, fade, level, lowest, on_side, stored
+from m27.data.sources.clips import RATE, Samples, digest, fade, level, lowest, on_side, stored, warp
 from m27.data.sources.soundfont import SoundFont, SoundFontError
 
 NAME = "instruments"
@@ -68,6 +68,7 @@ VELOCITIES = (64, 100)
 SECONDS = 1.2
 NOTE_SECONDS = 0.8
 PHRASES = 16
+COPIES = 4  # of what is named, in training
 _REVISION = 3
 
 
@@ -187,16 +188,38 @@ def played_again(samples_T: Samples, rng: random.Random) -> Samples:
     return fade((samples_T[start:] * rng.uniform(0.55, 1.15)).clip(-1, 1), 0.005)
 
 
+def elsewhere(samples_T: Samples, rng: random.Random) -> Samples:
+    """The note as another bank might have it: up to half a semitone off, duller or brighter."""
+    wave = warp(played_again(samples_T, rng), rng.uniform(0.972, 1.028))
+    tilt, loudness = rng.uniform(-0.6, 0.6), float(np.abs(wave).max())
+    tilted = wave.copy()
+    tilted[1:] += np.float32(tilt) * wave[:-1]
+    peak = max(float(np.abs(tilted).max()), 1e-6)
+    return fade((tilted * np.float32(loudness / peak)).astype(np.float32), 0.005)
+
+
 def documents(split: Side, seed: int = 0) -> Iterator[Document]:
     """`name_instrument` and `name_family` of every note, and `sound_for_text` of those of Fluid.
 
     The test side is both the held-out pairs and the held-out bank; the key in the id names it.
-    Phrases are named as well, in training.
+    Phrases are named as well, in training, and everything again as another bank might have it.
     """
+    yield from _documents(split, seed, 0)
+    for copy in range(1, COPIES if split == "train" else 1):
+        yield from _documents(split, seed + copy, copy)
+
+
+def _documents(split: Side, seed: int, copy: int) -> Iterator[Document]:
     for item in shuffled(on_side(items(), split), seed):
         if item.audio is None:
             continue
         rng = phrasing(split, seed, item.key)
+        if copy and rng is not None:
+            name = f"{item.key}/{copy}"
+            heard = sound(elsewhere(item.audio, rng))
+            for task, answer in (("name_instrument", item.text), ("name_family", FAMILIES[item.text])):
+                yield document(name, task, NAME, turn([heard, words(ask(task, rng))], [words(answer)]))
+            continue
         heard = sound(item.audio)
         messages = turn([heard, words(ask("name_instrument", rng))], [words(item.text)])
         yield document(item.key, "name_instrument", NAME, messages)

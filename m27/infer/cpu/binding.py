@@ -96,7 +96,7 @@ class Library:
         return result
 
     def rounded(self, weight_RC: Tensor, kind: str, threads: int = 1) -> Blocks:
-        """`quantize.round_int8` or `round_int4` of a matrix, in a fraction of the time."""
+        """`quantize.rounded` of a matrix, in a fraction of the time."""
         w = weight_RC.detach().float().contiguous()
         rows, groups = len(w), -(-w.shape[1] // BLOCK)
         four = kind == "int4"

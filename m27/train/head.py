@@ -1,0 +1,47 @@
+"""The head of a pass: the losses of a micro-batch's targets from their states, and the gradients on both sides.
+
+Shapes: N tokens, M targets, m targets of a group, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from m27.data.loader import Batch
+from m27.train.objective import cross_entropy, divergence
+from m27.train.rows import Rows
+from m27.train.scoring import Plan
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one micro-batch, in nats: each target's cross-entropy [M], and the divergences there were [m]."""
+
+    targets_M: Tensor
+    apart_m: Tensor | None = None
+
+
+def head(
+    rows: Rows, h_ND: Tensor, batch: Batch, plan: Plan, base_mD: Tensor | None, total_weight: float
+) -> tuple[Losses, Tensor]:
+    """Losses, and the gradient [M, D] of the targets' states; gradients of rows go to their buffer."""
+    h_MD = h_ND.index_select(0, batch.places_M)
+    weights_M = batch.weights_M / total_weight
+    losses_M, apart_m = torch.empty_like(weights_M), None
+    g_MD = torch.empty_like(h_MD)
+    for group in plan.groups:
+        at = group.index_m
+        losses_M[at], g_MD[at] = cross_entropy(
+            h_MD[at], rows.table_VD, batch.targets_M[at], weights_M[at], rows.first, rows.grad_VD,
+            spans=group.spans,
+        )  # fmt: skip
+    if plan.teacher is not None and base_mD is not None:
+        at = plan.teacher.index_m
+        losses_M[at], apart_m, g_MD[at] = divergence(
+            h_MD[at], rows.table_VD, base_mD, batch.targets_M[at], weights_M[at],
+            plan.teacher.share_m, rows.first, rows.grad_VD,
+        )  # fmt: skip
+    return Losses(losses_M, apart_m), g_MD
