@@ -332,6 +332,14 @@ def test_a_reload_in_the_middle_keeps_what_had_come(playground):
 def test_conversations_are_begun_opened_and_deleted(playground):
     playground.ask("The first")
     playground.button("New conversation").click()
+    playground.ask("A title that is longer than the list is wide, and then some")
+    (left, width) = playground.page.locator("#sidebar").evaluate("n => [n.offsetLeft, n.offsetWidth]")
+    for remove in playground.page.locator("#chats .round").all():
+        box = remove.bounding_box()
+        assert box["x"] + box["width"] <= left + width
+    playground.page.locator("#chats .round").first.click()
+    playground.button("Delete").click()
+    playground.until("document.querySelectorAll('#chats li').length === 1")
     assert playground.page.locator("#welcome").is_visible()
     playground.ask("The second")
     assert playground.page.locator("#chats .chat").all_inner_texts() == ["The second", "The first"]
