@@ -27,31 +27,17 @@ function disc(c, x, y, radius, color) {
   c.fill();
 }
 
-function polygon(c, color, ...points) {
-  c.fillStyle = color;
-  c.beginPath();
-  points.forEach(([x, y]) => c.lineTo(x, y));
-  c.fill();
-}
-
-/** A fir tree with baubles and a star, on snow. */
-function tree(c) {
-  c.fillStyle = "#dcebf7";
-  c.fillRect(0, 0, SIDE, SIDE);
+/** A yellow face that smiles. */
+function face(c) {
   c.fillStyle = "#fff";
-  c.fillRect(0, 158, SIDE, 34);
-  c.fillStyle = "#7a4a26";
-  c.fillRect(86, 140, 20, 30);
-  polygon(c, "#1f7a3d", [96, 84], [40, 148], [152, 148]);
-  polygon(c, "#26914a", [96, 54], [50, 110], [142, 110]);
-  polygon(c, "#2fa957", [96, 26], [62, 74], [130, 74]);
-  const star = Array.from({ length: 10 }, (_, i) => {
-    const [r, angle] = [i % 2 ? 6 : 15, (i * Math.PI) / 5 - Math.PI / 2];
-    return [96 + r * Math.cos(angle), 24 + r * Math.sin(angle)];
-  });
-  polygon(c, "#f6c21c", ...star);
-  const baubles = [[84, 64], [108, 68], [76, 100], [100, 94], [122, 102], [62, 138], [90, 132], [116, 140]];
-  baubles.forEach(([x, y], i) => disc(c, x, y, 5.5, ["#d9302c", "#f6c21c", "#2c6bd9"][i % 3]));
+  c.fillRect(0, 0, SIDE, SIDE);
+  disc(c, 96, 96, 80, "#ffd21e");
+  disc(c, 68, 76, 10, "#5a3b00");
+  disc(c, 124, 76, 10, "#5a3b00");
+  Object.assign(c, { strokeStyle: "#5a3b00", lineWidth: 8, lineCap: "round" });
+  c.beginPath();
+  c.arc(96, 100, 46, 0.3, Math.PI - 0.3);
+  c.stroke();
 }
 
 /** One blue circle on a pale ground. */
@@ -90,12 +76,12 @@ const only = (...modalities) => ({ modalities });
  * request that make the answer what the title says.
  */
 export function examples() {
-  const [fir, round, dial] = [tree, circle, clock].map(picture);
+  const [smile, round, dial] = [face, circle, clock].map(picture);
   return [
-    { title: "Describe a picture", parts: [fir, text("Describe the picture.")], options: only("text") },
+    { title: "Describe a picture", parts: [smile, text("Describe the picture.")], options: only("text") },
     {
       title: "Ask about a picture",
-      parts: [round, text("what color is the shape?")],
+      parts: [round, text("what shape is in the image?")],
       options: only("text"),
     },
     {

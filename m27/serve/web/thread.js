@@ -118,7 +118,7 @@ class Answer {
     if (this.last && !variant.error) acts.append(again);
     const ends = { stopped: "Stopped", length: "Cut off at the limit of tokens" };
     const end = ends[variant.state] ?? ends[variant.finish];
-    this.foot.replaceChildren(acts, end ? el("span", { class: "note" }, end) : "", list);
+    this.foot.replaceChildren(acts.childNodes.length ? acts : "", end ? el("span", { class: "note" }, end) : "", list);
   }
 
   #tries() {

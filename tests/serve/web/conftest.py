@@ -5,6 +5,7 @@ the tests that need it are skipped. Whatever the page writes to the console as a
 does against its policy, fails the test that saw it. Screenshots go to out/web.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.serve.web.fake_chat import FakeChat
 
@@ -73,6 +75,24 @@ def server() -> Iterator[FakeChat]:
     server.release.set()
     server.shutdown()
     server.server_close()
+
+
+def file(name: str, data: bytes, kind: str = "application/octet-stream") -> dict[str, Any]:
+    """A file to be chosen."""
+    return {"name": name, "mimeType": kind, "buffer": data}
+
+
+def picture(color: str = "#2040c0", form: str = "PNG") -> bytes:
+    """A picture of 40×30 in one color, as a file's bytes."""
+    out = io.BytesIO()
+    Image.new("RGB", (40, 30), color).save(out, form)
+    return out.getvalue()
+
+
+def parts_of(body: dict[str, Any], number: int = -1) -> list[dict[str, Any]]:
+    """The parts of a message of a request, the last by default."""
+    content = body["messages"][number]["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 class Playground:
