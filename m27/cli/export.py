@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from m27.cli.console import InputError, ModelOption, busy, check_model
+
+if TYPE_CHECKING:
+    from m27.model.config import Config
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -15,31 +18,46 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 CODEC_FILES = ("image_codec.safetensors", "audio_codec.safetensors")
+LAYOUTS = ("hf", "int8", "int4")
+# What tells one layout from another: a folder with two of them would be read as either.
+MARKS = {
+    "hf": ("model.safetensors", "model.safetensors.index.json"),
+    "blocks": ("quantised.safetensors",),
+    "packed": ("base.safetensors",),
+}
 
 
 def export(
     model: ModelOption,
     out: Annotated[Path, typer.Option(help="Folder to write; made where it is not there.")],
-    to: Annotated[str, typer.Option(help="'hf': a stock bf16 checkpoint.")] = "hf",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="'hf': a stock bf16 checkpoint; 'int8', 'int4': rounded weights, for m27 on a CPU."
+        ),
+    ] = "hf",
 ) -> None:
-    """Write the model as a stock checkpoint that plain transformers opens and chats with."""
-    if to != "hf":
-        raise InputError(f"--to {to}: the only layout is 'hf'")
+    """Write the model for plain transformers ('hf'), or rounded, so that m27 opens it in less time and memory."""
+    if to not in LAYOUTS:
+        raise InputError(f"--to {to}: the layouts are {', '.join(LAYOUTS)}")
     check_model(model)
     if out.exists() and out.resolve() == model.resolve():
         raise InputError(f"{out}: is the model itself; choose another folder")
+    for layout, marks in MARKS.items():
+        if layout != ("hf" if to == "hf" else "blocks"):
+            for name in marks:
+                if (out / name).exists():
+                    raise InputError(
+                        f"{out / name}: weights of another layout; choose another folder"
+                    )
     for name in TOKENIZER_FILES:
         if not (model / name).is_file():
             raise InputError(f"{model / name}: no such file")
     with busy("exporting"):
-        import torch
-
         from m27.language.vocabulary import Vocabulary
-        from m27.model import checkpoint
         from m27.model.packed import read_json, write_json
 
-        decoder = checkpoint.load(model)
-        checkpoint.save(decoder, out, dtype=torch.bfloat16)
+        config = _write_weights(model, out, to)
         vocabulary = Vocabulary.from_tokenizer_json(read_json(model / "tokenizer.json"))
         if not (model / "generation_config.json").is_file():
             write_json(out / "generation_config.json", generation_config(vocabulary.control))
@@ -48,7 +66,24 @@ def export(
         for name in (*TOKENIZER_FILES, *CODEC_FILES, "generation_config.json", "README.md"):
             if (model / name).is_file():
                 shutil.copyfile(model / name, out / name)
-    print(f"{out}: stock checkpoint, {decoder.config.family}, bfloat16")
+    if to == "hf":
+        print(f"{out}: stock checkpoint, {config.family}, bfloat16")
+    else:
+        print(f"{out}: weights in {to}, {config.family}; m27 chat --model {out}")
+
+
+def _write_weights(model: Path, out: Path, to: str) -> "Config":
+    if to != "hf":
+        from m27.infer.store import store
+
+        return store(model, out, to)
+    import torch
+
+    from m27.model import checkpoint
+
+    decoder = checkpoint.load(model)
+    checkpoint.save(decoder, out, dtype=torch.bfloat16)
+    return decoder.config
 
 
 def generation_config(control: dict[str, int]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m27.infer.runner import Batch, Floats, Spans, Wanted
+from m27.infer.runner import Answered, Batch, Floats, Spans, Wanted
 from m27.infer.sampler import guide
 from m27.infer.scheduler import Feed
 from m27.infer.sequence import Sequence
@@ -21,13 +21,19 @@ Place = tuple[int, int]  # which of `wanted`, and the row in it
 @dataclass
 class Rows:
     """Where the logits of one answer are to be found: a row for its next id and after each draft,
-    and the rows that guide these, if any do."""
+    and the rows that guide these, if any do. With `best` it is the id that stands there."""
 
     feed: Feed
     rows: list[Place]
     guides: list[Place]
+    best: bool = False
 
-    def logits_of(self, number: int, logits: Ordered[Floats]) -> Floats:
+    def id(self, logits: Ordered[Answered]) -> int:
+        """The best id, where that was asked for."""
+        wanted, place = self.rows[0]
+        return int(logits[wanted][place])
+
+    def logits_of(self, number: int, logits: Ordered[Answered]) -> Floats:
         """The logits of the `number`-th of these, guided where something guides it."""
         wanted, place = self.rows[number]
         if not self.guides:
@@ -48,7 +54,7 @@ class _Writer:
         self.starts = [0]
         self.sequences: list[Sequence] = []
         self.adapters: list[int] = []
-        self.wanted: dict[Spans, tuple[int, list[int]]] = {}
+        self.wanted: dict[tuple[Spans, bool], tuple[int, list[int]]] = {}
 
     def add(self, sequence: Sequence, ids: Ordered[int], adapter: int) -> int:
         """Add the next ids of a sequence; the place of the last of them."""
@@ -66,9 +72,9 @@ class _Writer:
         self.adapters.append(adapter)
         return len(self.ids) - 1
 
-    def want(self, spans: Spans, token: int) -> Place:
-        """Ask for logits after a token."""
-        number, tokens = self.wanted.setdefault(spans, (len(self.wanted), []))
+    def want(self, spans: Spans, token: int, best: bool = False) -> Place:
+        """Ask for logits after a token, or for the best id."""
+        number, tokens = self.wanted.setdefault((spans, best), (len(self.wanted), []))
         tokens.append(token)
         return number, len(tokens) - 1
 
@@ -86,13 +92,13 @@ class _Writer:
             np.array(self.starts, dtype=np.int32),
             tables,
             np.array(self.adapters, dtype=np.int32),
-            [Wanted(spans, tokens) for spans, (_, tokens) in self.wanted.items()],
+            [Wanted(spans, tokens, best) for (spans, best), (_, tokens) in self.wanted.items()],
         )
 
 
-def assemble(feeds: Ordered[Feed], size: int) -> tuple[Batch, list[Rows]]:
+def assemble(feeds: Ordered[Feed], size: int, picks: bool = False) -> tuple[Batch, list[Rows]]:
     """The step that computes `feeds`, with blocks of `size`; and where each answer that can go on
-    finds its logits."""
+    finds its logits, or its next id where that is the best one and the runner `picks` it."""
     writer = _Writer(size)
     rows = []
     for feed in feeds:
@@ -106,10 +112,13 @@ def assemble(feeds: Ordered[Feed], size: int) -> tuple[Batch, list[Rows]]:
             places.append(writer.add(sequence, ids + feed.drafts, work.adapter))
         if not feed.whole:
             continue
+        if picks and len(places) == 1 and not feed.drafts and work.answer.plain:
+            rows.append(Rows(feed, [writer.want(work.answer.spans, places[0], True)], [], True))
+            continue
         spans = [work.answer.spans, *feed.ahead]
         asked: list[list[Place]] = [[], []]
         for of_sequence, last in zip(asked, places, strict=False):
             first = last - len(feed.drafts)
             of_sequence += [writer.want(ids, first + number) for number, ids in enumerate(spans)]
-        rows.append(Rows(feed, *asked))
+        rows.append(Rows(feed, asked[0], asked[1]))
     return writer.batch(), rows

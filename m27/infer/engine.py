@@ -19,7 +19,7 @@ from m27.infer.cache import Blocks, salt_of
 from m27.infer.inline import Inline, Media
 from m27.infer.request import Event, Refused, Request, RequestError, Response
 from m27.infer.respond import collect
-from m27.infer.runner import Adapter, Batch, Floats, Runner, RunnerError, Spans
+from m27.infer.runner import Adapter, Answered, Batch, Runner, RunnerError, Spans
 from m27.infer.scheduler import Feed, Limits, Scheduler
 from m27.infer.sequence import Sequence as Row
 from m27.infer.sequence import Work, most_blocks
@@ -106,12 +106,11 @@ class Engine:
         if request.adapter is not None and request.adapter not in self._adapters:
             raise RequestError(f"no adapter is called {request.adapter!r}")
         turn = prepare(self.processor, request, config.max_len, self._make_rules)
-        if limits.prompt_tokens is not None and len(turn.prompt) > limits.prompt_tokens:
-            why = (
-                f"the prompt is {len(turn.prompt)} tokens long; {limits.prompt_tokens} is the most"
-            )
+        long = len(turn.prompt)
+        if limits.prompt_tokens is not None and long > limits.prompt_tokens:
+            why = f"the prompt is {long} tokens long; {limits.prompt_tokens} is the most"
             raise Refused(why, "limit")
-        total = len(turn.prompt) + turn.max_tokens
+        total = long + turn.max_tokens
         if limits.total_tokens is not None and total > limits.total_tokens:
             why = f"the request may take {total} tokens; {limits.total_tokens} is the most"
             raise Refused(why, "limit")
@@ -272,11 +271,10 @@ class Engine:
 
     def _schedule(self) -> _Plan:
         feeds = self.scheduler.schedule(self._propose)
-        if not feeds:
-            return _Plan([])
-        return _Plan(feeds, *assemble(feeds, self.blocks.size))
+        picks = getattr(self.runner, "picks", False)
+        return _Plan(feeds, *assemble(feeds, self.blocks.size, picks)) if feeds else _Plan([])
 
-    def _run(self, plan: _Plan) -> list[Floats]:
+    def _run(self, plan: _Plan) -> list[Answered]:
         if plan.batch is None:
             return []
         self._count["steps"] += 1
@@ -289,7 +287,7 @@ class Engine:
             plan.feeds, plan.rows = [], []
             return []
 
-    def _postprocess(self, plan: _Plan, logits: list[Floats]) -> None:
+    def _postprocess(self, plan: _Plan, logits: list[Answered]) -> None:
         for feed in plan.feeds:
             for sequence, count in zip(feed.work.sequences, feed.counts, strict=True):
                 sequence.settle(sequence.computed + count, self.blocks)
@@ -307,12 +305,12 @@ class Engine:
         if not plan.feeds and not events and self._requests:
             time.sleep(0.0005)  # only decoding beside the step is under way
 
-    def _continue(self, row: Rows, logits: list[Floats]) -> None:
+    def _continue(self, row: Rows, logits: list[Answered]) -> None:
         """Draw the next id of an answer, and further ones as long as they are those tried ahead."""
         work, answer, drafts = row.feed.work, row.feed.work.answer, row.feed.drafts
         drawing, sequences, accepted = answer.medium == "image", work.sequences, 0
         for number in range(len(row.rows)):
-            id = answer.choose(row.logits_of(number, logits))
+            id = row.id(logits) if row.best else answer.choose(row.logits_of(number, logits))
             length = len(work.main.ids)
             self._take(work, id)
             self._force(work)

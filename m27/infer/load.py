@@ -22,6 +22,7 @@ from m27.infer.schema import JsonSchemas
 from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
 from m27.model import checkpoint
+from m27.model.quantized import held_precision
 
 if TYPE_CHECKING:
     from m27.infer.engine import Engine
@@ -45,13 +46,14 @@ def load_engine(
     cache: str = "auto",
     **options: Any,
 ) -> Engine:
-    """The engine of a checkpoint folder, packed or in the HF layout, with its codecs.
+    """The engine of a checkpoint folder, with its codecs: packed, in the HF layout, or in blocks.
 
     `precision`: of the weights; "auto" is int8 on the CPU runner, bfloat16 where the device computes
-    it, else float32. `backend`: "cpu" is the C++ step, "torch" the other; "auto" is "cpu" on a CPU
-    where it can be had. `threads`: 0 for all. `cache`: of keys and values. Further options go to the
-    engine. Raises RequestError for what is unknown or cannot be had, and the typed error of the room
-    whose file is missing or wrong.
+    it, else float32. A folder in blocks has the one precision that it was exported in, which "auto"
+    is there; torch, which has no products of blocks, widens them as "auto" says. `backend`: "cpu" is
+    the C++ step, "torch" the other; "auto" is "cpu" on a CPU where it can be had. `threads`: 0 for
+    all. `cache`: of keys and values. Further options go to the engine. Raises RequestError for what is
+    unknown or cannot be had, and the typed error of the room whose file is missing or wrong.
     """
     if not Path(folder).is_dir():
         raise RequestError(f"{folder}: no model here")
@@ -82,8 +84,12 @@ def load_runner(
 ) -> Runner:
     """The runner of a checkpoint folder; see `load_engine`."""
     where = runtime.device(device) if isinstance(device, str) else device
+    held = held_precision(folder)
+    if held and precision not in ("auto", held):
+        raise RequestError(f"{folder}: holds weights in {held}; {precision} cannot be had of them")
     if where.type == "cpu" and backend != "torch":
-        runner = _cpu_runner(folder, precision, threads, limits, cache, must=backend == "cpu")
+        wanted = held or ("int8" if precision == "auto" else precision)
+        runner = _cpu_runner(folder, wanted, threads, limits, cache, must=backend == "cpu")
         if runner is not None:
             return runner
     elif backend == "cpu":
@@ -106,18 +112,18 @@ def _cpu_runner(
     """The C++ step, or None where it cannot be had; then that is said once."""
     from m27.infer.cpu import BuildError, CpuRunner
 
-    precision = "int8" if precision == "auto" else precision
-    model = checkpoint.load(folder)
-    config = model.config
+    config, state = checkpoint.open_state(folder)
     kept = cache if cache != "auto" else ("float32" if precision == "float32" else "float16")
     # Beside an int8 head stands one float32 scale.
     head = config.head_dim * _BYTES[kept] + (4 if kept == "int8" else 0)
     token = config.n_layers * 2 * config.n_kv_heads * head
     blocks = limits.blocks or max(1, limits.cache_bytes // (16 * token))
     try:
-        return CpuRunner.load(
-            model, precision=precision, cache=cache, blocks=blocks, threads=threads
+        runner = CpuRunner.load(
+            state, config, precision=precision, cache=cache, blocks=blocks, threads=threads
         )
+        runtime.trim_freed_memory()  # what one matrix after another took while it was rounded
+        return runner
     except (BuildError, RunnerError) as error:
         if must:
             raise RequestError(f"the CPU backend cannot be had: {error}") from error

@@ -1,9 +1,10 @@
-"""Weights in 8 and 4 bits: how a matrix is rounded, what a product with it is, and a stored checkpoint.
+"""Weights in 8 and 4 bits: how a matrix is rounded, and what a product with it is.
 
 Inputs go in groups of 32, each with a scale in half precision and, for 4 bits, a minimum: a weight is
 q * scale (int8, -127 ... 127) or q * scale + minimum (int4, 0 ... 15), as in Q8_0 and Q4_1 of ggml. In
 a product the vectors are rounded too, to 8 bits by groups of 32. `product` is the definition that the
-C++ step is held to, to the last bit. It knows no layout of any machine.
+C++ step is held to, to the last bit. It knows no layout of any machine, and no file: that is
+`m27.model.quantized`.
 
 Shapes: R rows, C columns, G groups of 32 columns, T tokens.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from m27.model.config import Config
 from m27.model.gguf import BLOCK, Blocks
-from m27.model.packed import (
-    CheckpointError,
-    flatten_blocks,
-    join_blocks,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
 from m27.model.rounding import in_groups, round_int8
 
-FORMAT = "m27-quantised-1"
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 _CHUNK = 1 << 14  # groups that are rounded at a time, so that they stay in the processor's cache
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the range, tried from either side
@@ -168,36 +157,13 @@ def kind_of(name: str, precision: str) -> str:
     return "int8" if precision == "int4" and careful else precision
 
 
-def quantized(state: Mapping[str, Tensor], kind: str) -> Iterator[tuple[str, Tensor | Blocks]]:
-    """Each tensor of a decoder at "int8" or "int4", matrices in blocks as `kind_of` says."""
+def quantized(
+    state: Mapping[str, Tensor | Blocks], kind: str, rounding: Rounding = rounded
+) -> Iterator[tuple[str, Tensor | Blocks]]:
+    """Each tensor of a decoder at "int8" or "int4", matrices in blocks as `kind_of` says; one at a time,
+    so that of a `state` that makes its tensors when they are asked for one is there in float32."""
     for name, value in state.items():
         if is_matrix(name):
-            yield name, blocks_of(value, kind_of(name, kind))
+            yield name, blocks_of(value, kind_of(name, kind), rounding)
         else:
-            yield name, value.detach().float()
-
-
-def save_quantized(
-    folder: Path | str, config: Config, state: Mapping[str, Tensor], kind: str
-) -> None:
-    """Write a decoder in "int8" or "int4": `config.json`, `quantised.safetensors` (`NAME.q`,
-    `NAME.scale`, `NAME.minimum`) and `quantised.json`. Raises CheckpointError."""
-    if kind not in ("int8", "int4"):
-        raise CheckpointError(f"{kind!r} is neither int8 nor int4")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    flat = flatten_blocks(dict(quantized(state, kind)))
-    write_tensors(folder / "quantised.safetensors", flat, {"format": FORMAT})
-    write_json(folder / "config.json", config.to_hf())
-    write_json(folder / "quantised.json", {"format": FORMAT, "precision": kind, "group": BLOCK})
-
-
-def load_quantized(folder: Path | str) -> tuple[Config, dict[str, Tensor | Blocks], str]:
-    """Configuration, tensors and kind of what `save_quantized` wrote. Raises CheckpointError."""
-    folder = Path(folder)
-    header = read_json(folder / "quantised.json")
-    if header.get("format") != FORMAT or header.get("precision") not in ("int8", "int4"):
-        raise CheckpointError(f"{folder / 'quantised.json'}: not of format {FORMAT!r}")
-    path = folder / "quantised.safetensors"
-    state = join_blocks(read_tensors(path)[0], path)
-    return Config.from_hf(read_json(folder / "config.json")), state, str(header["precision"])
+            yield name, value if isinstance(value, Blocks) else value.detach().float()

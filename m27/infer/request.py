@@ -34,6 +34,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    greedy: bool = field(init=False, repr=False, compare=False)  # the likeliest id, as it is
 
     def __post_init__(self) -> None:
         ranges = {
@@ -46,6 +47,8 @@ class Sampling:
         for name, (value, low, high) in ranges.items():
             if not low <= value <= high:  # also false for not-a-number
                 raise RequestError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")
+        greedy = self.temperature == 0.0 and self.repetition_penalty == 1.0
+        object.__setattr__(self, "greedy", greedy)
         if 0.0 < self.temperature < 1e-4:  # the logits divided by it would not stay finite
             raise RequestError(f"temperature must be 0 or at least 1e-4, not {self.temperature:g}")
 

@@ -24,6 +24,9 @@ from m27.model.config import Config
 Spans = tuple[tuple[int, int], ...]  # half-open ranges of ids, ascending, not empty
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+Answered = npt.NDArray[
+    Any
+]  # float32 logits [R, K], or, where the best were asked for, int64 ids [R]
 
 
 class RunnerError(RuntimeError):
@@ -32,10 +35,15 @@ class RunnerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """A question to the head: logits of the ids in `spans`, after each of `tokens` (places in T)."""
+    """A question to the head: logits of the ids in `spans`, after each of `tokens` (places in T).
+
+    With `best` only the likeliest id is asked for (of equal ones the first), which a runner whose
+    `picks` is true finds where the logits are.
+    """
 
     spans: Spans
     tokens: Sequence[int]
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,9 +82,9 @@ class Runner(Protocol):
     block_size: int
     blocks: int
 
-    def run(self, batch: Batch) -> list[Floats]:
+    def run(self, batch: Batch) -> list[Answered]:
         """Write the step's keys and values, and answer: for each of `wanted` float32 logits [R, K],
-        K the ids of its spans in ascending order. Raises RunnerError."""
+        K the ids of its spans in ascending order, or the best ids [R]. Raises RunnerError."""
         ...
 
     def add_adapter(self, adapter: Adapter) -> int:

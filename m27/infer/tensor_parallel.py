@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from m27.infer.request import RequestError
-from m27.infer.runner import Adapter, Batch, Floats, RunnerError
+from m27.infer.runner import Adapter, Answered, Batch, RunnerError
 from m27.infer.torch_runner import TorchRunner
 from m27.model.decoder import Decoder
 
@@ -71,7 +71,7 @@ class ParallelRunner(TorchRunner):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         super().__init__(shard(model, self.rank, self.world), **options)
 
-    def run(self, batch: Batch) -> list[Floats]:
+    def run(self, batch: Batch) -> list[Answered]:
         """One step, in all processes."""
         dist.broadcast_object_list([batch], src=0)
         return super().run(batch)

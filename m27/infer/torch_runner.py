@@ -1,7 +1,8 @@
 """Steps through torch: for every device and every family, and the reference of the fast runners.
 
 It runs the decoder's own modules over the tokens of a step laid end to end, with keys and values in
-a paged cache. On CUDA, steps that only decode are captured as graphs (`m27.infer.graphs`).
+a paged cache. On CUDA, steps that only decode are captured as graphs: fused ones (`m27.infer.cuda`)
+where each sequence computes one token, else those of `m27.infer.graphs`.
 
 Shapes: T tokens, S sequences, L tokens of the longest, D width, N query heads, K key heads, H head
 width.
@@ -9,7 +10,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m27.infer.cuda.graphs import FusedGraphs, fused
 from m27.infer.graphs import Graphs, Padded
-from m27.infer.runner import Adapter, Batch, Floats, RunnerError, Wanted
+from m27.infer.runner import Adapter, Answered, Batch, RunnerError, Wanted
+from m27.infer.sampler import ids_of
 from m27.model.attention import Attention
 from m27.model.decoder import Block, Decoder
 from m27.model.layers import MLP, rotate
 
 Pair = tuple[Tensor, Tensor]  # A [r, in], B [out, r]
+Product = Callable[[Tensor, Tensor], Tensor]  # states, rows of the head -> scores
 
 
 @dataclass
@@ -62,6 +66,8 @@ class TorchRunner:
     of the weights by default.
     """
 
+    picks = True  # it finds the best ids itself, so that no logits leave the device
+
     def __init__(
         self,
         model: Decoder,
@@ -85,17 +91,23 @@ class TorchRunner:
         self.values = torch.zeros(shape, dtype=dtype, device=self.device)
         self._adapters: dict[int, dict[str, Pair]] = {}
         self._graphs = Graphs(self) if self.device.type == "cuda" else None
+        self.fused: FusedGraphs | None = fused(self)
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> list[Floats]:
+    def run(self, batch: Batch) -> list[Answered]:
         """One step; see `Runner.run`."""
         if len(batch.ids) and not 0 <= int(batch.ids.min()) <= int(batch.ids.max()) < self._rows:
             raise RunnerError(f"ids must lie within 0..{self._rows - 1}")
-        if self._graphs is not None and self._graphs.takes(batch):
+        h_TD: Tensor | None = None
+        product: Product = _product
+        if self.fused is not None and self.fused.takes(batch):
+            h_TD = self.fused.run(batch)
+            product = product if h_TD is None else self.fused.scores
+        if h_TD is None and self._graphs is not None and self._graphs.takes(batch):
             h_TD = self._graphs.run(batch)
-        else:
+        if h_TD is None:
             h_TD = self.hidden(self.plan(batch))
-        return [self._logits(h_TD, wanted) for wanted in batch.wanted]
+        return [self._answer(h_TD, wanted, product) for wanted in batch.wanted]
 
     @property
     def _rows(self) -> int:
@@ -108,8 +120,12 @@ class TorchRunner:
         readings = []
         if len(ones):
             readings.append(self._read_ones(batch, ones))
-        for number in np.flatnonzero(counts > 1):
-            readings.append(self._read_many(batch, int(number)))
+        alike: dict[tuple[int, int], list[int]] = {}
+        for number in np.flatnonzero(counts > 1).tolist():
+            last = int(batch.positions[batch.starts[number + 1] - 1])
+            alike.setdefault((int(counts[number]), last + 1), []).append(number)
+        for (count, length), numbers in alike.items():
+            readings.append(self._read_many(batch, numbers, count, length))
         adapted = []
         for number in sorted(set(batch.adapters.tolist()) - {-1}):
             if number not in self._adapters:
@@ -148,16 +164,18 @@ class TorchRunner:
             mask = torch.from_numpy(seen_SL[:, None, None]).to(self.device)
         return Reading(self._put(tokens), self._put(slots_SL), mask)
 
-    def _read_many(self, batch: Batch, number: int) -> Reading:
-        start, end = int(batch.starts[number]), int(batch.starts[number + 1])
-        length = int(batch.positions[end - 1]) + 1
-        slots_SL = self._put(self._slots(batch.tables[number], length)[None])
-        if length == end - start:
-            return Reading(slice(start, end), slots_SL, None, causal=True)
-        seen = np.arange(length) <= batch.positions[start:end, None]
-        return Reading(
-            slice(start, end), slots_SL, torch.from_numpy(seen[None, None]).to(self.device)
-        )
+    def _read_many(self, batch: Batch, numbers: list[int], count: int, length: int) -> Reading:
+        """What sequences read that compute `count` tokens each, and then are `length` long."""
+        slots_SL = self._put(self._slots(batch.tables[numbers], length))
+        start = int(batch.starts[numbers[0]])
+        tokens: Tensor | slice = slice(start, start + count)
+        if len(numbers) > 1:
+            places = batch.starts[numbers][:, None] + np.arange(count)
+            tokens = self._put(places.ravel())
+        if length == count:
+            return Reading(tokens, slots_SL, None, causal=True)
+        seen = np.arange(length) <= np.arange(length - count, length)[:, None]
+        return Reading(tokens, slots_SL, torch.from_numpy(seen[None, None]).to(self.device))
 
     def hidden(self, step: Step) -> Tensor:
         """The final norm's states [T, D] of a step; keys and values are written."""
@@ -211,13 +229,20 @@ class TorchRunner:
             y_TNH[reading.tokens] = attend(q_TNH[reading.tokens], keys, values, reading)
         return self._project(attention.o_proj, y_TNH.flatten(1), step, f"{name}.self_attn.o_proj")
 
-    def _logits(self, h_TD: Tensor, wanted: Wanted) -> Floats:
+    def _answer(self, h_TD: Tensor, wanted: Wanted, product: Product) -> Answered:
         weight = self.model.output_weight
         if not wanted.spans or wanted.spans[-1][1] > len(weight):
             raise RunnerError(f"logits of {wanted.spans} were asked for; there are {len(weight)}")
-        h_RD = h_TD[torch.as_tensor(list(wanted.tokens), device=self.device)]
-        parts = [F.linear(h_RD, weight[start:end]) for start, end in wanted.spans]
+        tokens = list(wanted.tokens)
+        if tokens == list(range(len(h_TD))):
+            h_RD = h_TD
+        else:
+            h_RD = h_TD[torch.as_tensor(tokens, device=self.device)]
+        parts = [product(h_RD, weight[start:end]) for start, end in wanted.spans]
         logits_RK = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if wanted.best:
+            places: np.ndarray[Any, Any] = logits_RK.argmax(-1).cpu().numpy()
+            return ids_of(wanted.spans)[places]
         return logits_RK.float().cpu().numpy()
 
     def add_adapter(self, adapter: Adapter) -> int:
@@ -252,6 +277,10 @@ class TorchRunner:
             "cache": str(self.keys.dtype).removeprefix("torch."), "weight_bytes": weights,
             "cache_bytes": 2 * self.keys.numel() * self.keys.element_size(),
         }  # fmt: skip
+
+
+def _product(h_RD: Tensor, weight_KD: Tensor) -> Tensor:
+    return F.linear(h_RD, weight_KD)
 
 
 def attend(q_TNH: Tensor, keys: Tensor, values: Tensor, reading: Reading) -> Tensor:

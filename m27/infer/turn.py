@@ -159,6 +159,12 @@ class Answer:
                     break
                 place -= end - start
 
+    @property
+    def plain(self) -> bool:
+        """Whether `choose` would take the id of `spans` with the highest logit, and ask no more."""
+        asks = self.mask_K is not None or self._logprobs is not None or bool(self.redirects)
+        return not asks and self.sampler.settings[self.medium].greedy
+
     def choose(self, logits_K: Floats) -> int:
         """The next id, given the logits of the ids of `spans` (which may be changed); `take` it."""
         raw = logits_K.copy() if self._logprobs is not None else logits_K

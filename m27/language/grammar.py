@@ -81,6 +81,10 @@ class Grammar:
         self._size = (0, 0)  # grid of the open picture
         self._left: int | None = None  # ids of the budget that are still to be spent
         self._withheld = False  # whether the budget kept a continuation from the last `allowed()`
+        self._known: tuple[Span, ...] | None = (
+            None  # what `allowed()` gave, until the state changes
+        )
+        self._openings = {"image": vocabulary.image_begin, "audio": vocabulary.audio_begin}
         self.truncated = False
 
     def clone(self) -> Grammar:
@@ -97,7 +101,7 @@ class Grammar:
         """
         if ids < self.needed():
             raise GrammarError(f"this answer takes at least {self.needed()} ids, {ids} are allowed")
-        self._left = ids
+        self._left, self._known = ids, None
 
     def needed(self) -> int:
         """The fewest ids in which the answer can still be completed; 0 when it is."""
@@ -140,6 +144,11 @@ class Grammar:
 
     def allowed(self) -> list[Span]:
         """The ids that may come next, as half-open ranges; empty only when done."""
+        if self._known is None:
+            self._known = tuple(self._allowed())
+        return list(self._known)
+
+    def _allowed(self) -> list[Span]:
         self._withheld = False
         vocabulary, tail = self.vocabulary, self._tail()
         match self._state:
@@ -180,7 +189,7 @@ class Grammar:
         """Take note of the id that was chosen. Raises GrammarError if it is not allowed."""
         if not any(start <= id < stop for start, stop in self.allowed()):
             raise GrammarError(f"id {id} is not allowed {'when done' if self.done() else 'here'}")
-        vocabulary = self.vocabulary
+        vocabulary, self._known = self.vocabulary, None
         if self._left is not None:
             self._left -= 1
         match self._state:
@@ -224,7 +233,7 @@ class Grammar:
         vocabulary = self.vocabulary
         if "text" in self._media and not self._text_full() and self._continues(2):
             spans += vocabulary.text_spans
-        for medium, opening in self._openings().items():
+        for medium, opening in self._openings.items():
             cost = self._least[medium] + 1
             left = self._made[medium] < self._quota[medium]
             if medium in self._media and left and (self._left is None or cost <= self._left):
@@ -235,7 +244,7 @@ class Grammar:
         if self._over():
             return [_one(self.vocabulary.turn_end)]
         if self._current() != "text":
-            return [_one(self._openings()[self._current()])]
+            return [_one(self._openings[self._current()])]
         spans: list[Span] = []
         if not self._text_full() and self._continues(1 + tail):
             spans += self.vocabulary.text_spans
@@ -261,9 +270,6 @@ class Grammar:
         # Two texts in a row are one text: nothing would mark where the first ends.
         return [item for k, item in enumerate(plan) if not (k and item == plan[k - 1] == "text")]
 
-    def _openings(self) -> dict[str, int]:
-        return {"image": self.vocabulary.image_begin, "audio": self.vocabulary.audio_begin}
-
     def _current(self) -> str:
         return "" if self._plan is None or self._over() else self._plan[self._item]
 
@@ -273,7 +279,7 @@ class Grammar:
     def _closing(self) -> int:
         """What ends the current text of the plan: the next medium's opening, or the turn's end."""
         following = (self._plan or [])[self._item + 1 : self._item + 2]
-        return self._openings()[following[0]] if following else self.vocabulary.turn_end
+        return self._openings[following[0]] if following else self.vocabulary.turn_end
 
     def _tail(self) -> int:
         """The fewest ids after the current item."""

@@ -1,14 +1,14 @@
 """Weights in and out: the stock Hugging Face layout, the shipped layout, and changes of shape.
 
-`save` writes what transformers, vLLM and llama.cpp open with no code of ours; `load` reads that,
-and the shipped layout of `packed`, and nothing that could run code (safetensors only). It knows
-files and names; training state is not its matter.
+`save` writes what transformers, vLLM and llama.cpp open with no code of ours; `load` reads that, the
+shipped layout of `packed` and the blocks of `quantized`, and nothing that could run code (safetensors
+only). It knows files and names; training state is not its matter.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,23 +17,17 @@ from torch import Tensor, nn
 
 from m27.model.config import Config, ConfigError
 from m27.model.decoder import Decoder
-from m27.model.packed import (
-    CheckpointError,
-    is_packed,
-    read_base,
-    read_json,
-    read_packed,
-    read_tensors,
-    save_packed,
-    write_json,
-    write_tensors,
-)
+from m27.model.files import CheckpointError, TensorFile, read_json, write_json, write_tensors
+from m27.model.gguf import Blocks
+from m27.model.packed import is_packed, open_packed, read_base, save_packed
+from m27.model.quantized import FILE, open_quantized
 
 __all__ = [
     "CheckpointError",
     "assemble",
     "extend_vocabulary",
     "load",
+    "open_state",
     "read_base",
     "save",
     "save_packed",
@@ -89,22 +83,66 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Decoder:
-    """Read a stock checkpoint or the shipped layout into a plain decoder, in evaluation mode.
+    """Read a checkpoint of any of the three layouts into a plain decoder, in evaluation mode.
 
     Raises `CheckpointError` naming the file or tensor that is missing, broken, surplus or of
     another shape, and `ConfigError` for an architecture that is not implemented.
     """
+    config, state = open_state(directory)
+    shapes = _shapes(config)
+    moved = {}
+    # One at a time, so that no more than one matrix is there in two types at once.
+    for name, value in state.items():
+        if isinstance(value, Blocks):
+            value = value.dequantize()[:, : shapes[name][-1]]  # blocks are filled up with zeros
+        moved[name] = value.to(device, dtype)
+    return assemble(config, moved, dtype, device, where=str(directory))
+
+
+def open_state(directory: Path | str) -> tuple[Config, Mapping[str, Tensor | Blocks]]:
+    """The configuration and the tensors of a checkpoint, under their names on disk, each read or merged
+    when it is asked for; blocks as they are stored where the layout is that of `quantized`.
+
+    Raises as `load` does, but for a shape, which is not looked at.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such folder")
-    if is_packed(directory):
-        config, state = read_packed(directory)
-        return assemble(config, state, dtype, device)
-    config = Config.from_hf(read_json(directory / "config.json"))
-    state = {}
-    for path in _files(directory):
-        state.update(read_tensors(path)[0])
-    return assemble(config, state, dtype, device, where=str(directory))
+    parts: list[Mapping[str, Tensor | Blocks]]
+    if (directory / FILE).is_file():
+        config, file, _ = open_quantized(directory)
+        parts = [file]
+    elif is_packed(directory):
+        config, packed = open_packed(directory)
+        parts = [packed]
+    else:
+        config = Config.from_hf(read_json(directory / "config.json"))
+        parts = [TensorFile(path) for path in _files(directory)]
+    state = _Joined(parts, config)
+    if not config.n_experts:  # experts stand under other names on disk; `assemble` looks at those
+        _see_names(config, _shapes(config), state, str(directory))
+    return config, state
+
+
+class _Joined(Mapping[str, Tensor | Blocks]):
+    """Several files as one, without what a decoder of `config` has no use for."""
+
+    def __init__(self, parts: Sequence[Mapping[str, Tensor | Blocks]], config: Config) -> None:
+        self._where = {
+            name: part for part in parts for name in part if not _redundant(name, config)
+        }
+
+    def __getitem__(self, name: str) -> Tensor | Blocks:
+        return self._where[name][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
 
 
 def assemble(
@@ -122,11 +160,8 @@ def assemble(
         model = Decoder(config)
     stacked = _stack_experts(config, state, where)
     wanted = model.state_dict()
-    for name in sorted(wanted.keys() | stacked.keys()):
-        if name not in stacked:
-            raise CheckpointError(f"{where}: {name} is missing")
-        if name not in wanted:
-            raise CheckpointError(f"{where}: {name} has no place in a {config.family} model")
+    _see_names(config, wanted, stacked, where)
+    for name in sorted(wanted):
         if stacked[name].shape != wanted[name].shape:
             found, want = list(stacked[name].shape), list(wanted[name].shape)
             raise CheckpointError(f"{where}: {name} is {found}, config.json asks for {want}")
@@ -205,6 +240,24 @@ def _hf_tensors(model: Decoder) -> Iterator[tuple[str, Tensor]]:
                 yield f"{stem}.{expert}.up_proj.weight", up
 
 
+def _shapes(config: Config) -> dict[str, torch.Size]:
+    """Name and shape of every tensor of the module."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in Decoder(config).state_dict().items()}
+
+
+def _see_names(config: Config, wanted: Collection[str], found: Collection[str], where: str) -> None:
+    for name in sorted({*wanted, *found}):
+        if name not in found:
+            raise CheckpointError(f"{where}: {name} is missing")
+        if name not in wanted:
+            raise CheckpointError(f"{where}: {name} has no place in a {config.family} model")
+
+
+def _redundant(name: str, config: Config) -> bool:
+    return (name == "lm_head.weight" and config.tied) or "rotary_emb" in name
+
+
 def _stack_experts(config: Config, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """The tensors of a file under the names of the module: experts stacked, nothing redundant."""
     out: dict[str, Tensor] = {}
@@ -213,7 +266,7 @@ def _stack_experts(config: Config, state: Mapping[str, Tensor], where: str) -> d
         match = _EXPERT.fullmatch(name)
         if match:
             found.setdefault(match[1], {})[int(match[2]), match[3]] = tensor
-        elif not (name == "lm_head.weight" and config.tied) and "rotary_emb" not in name:
+        elif not _redundant(name, config):
             out[name] = tensor
     for stem, parts in found.items():
         try:

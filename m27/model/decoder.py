@@ -58,7 +58,10 @@ class Backbone(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        weight = torch.empty(config.vocab_size, config.dim)
+        # To draw values that nobody sees, torch imports its compiler: seconds, and 70 MB.
+        given = weight if weight.is_meta else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim, _weight=given)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.rotary = Rotary(config.head_dim, config.rope_theta)

@@ -22,6 +22,7 @@ from torch import Tensor
 from m27.model.config import Config, Family
 
 BLOCK = 32
+_PIECE = 1 << 20  # values that are widened at a time
 _SCALARS = {
     0: "B",
     1: "b",
@@ -60,18 +61,32 @@ class Blocks:
     scale: Tensor
     minimum: Tensor | None
 
-    def dequantize(self) -> Tensor:
-        """The matrix [R, C] in float32, exact to the last bit of q * scale + minimum."""
-        rows = self.q.shape[0]
-        if self.q.dtype == torch.uint8:
-            halves = self.q.view(rows, -1, BLOCK // 2)
-            q = torch.cat((halves & 15, halves >> 4), dim=-1).float()
-        else:
-            q = self.q.view(rows, -1, BLOCK).float()
-        values = q * self.scale.float()[..., None]
-        if self.minimum is not None:
-            values = values + self.minimum.float()[..., None]
-        return values.flatten(1)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[R, C], of the values."""
+        rows, columns = self.q.shape
+        return rows, columns * (2 if self.q.dtype == torch.uint8 else 1)
+
+    def dequantize(self, out: Tensor | None = None) -> Tensor:
+        """The matrix [R, C] in float32, exact to the last bit of q * scale + minimum.
+
+        It is written into `out` where that is given. Rows are taken some at a time, so that what is
+        needed besides is small.
+        """
+        rows, columns = self.shape
+        out = torch.empty(rows, columns) if out is None else out
+        step = max(1, _PIECE // max(columns, 1))
+        for i in range(0, rows, step):
+            part = slice(i, i + step)
+            q = self.q[part]
+            if q.dtype == torch.uint8:
+                halves = q.view(len(q), -1, BLOCK // 2)
+                q = torch.cat((halves & 15, halves >> 4), dim=-1)
+            values = q.reshape(len(q), -1, BLOCK) * self.scale[part].float()[..., None]
+            if self.minimum is not None:
+                values += self.minimum[part].float()[..., None]
+            out[part] = values.flatten(1)
+        return out
 
     def reorder(self, order: Tensor) -> Blocks:
         """The same rows in another order [R]; blocks lie along the columns, so nothing is lost."""

@@ -20,97 +20,43 @@ Shapes: R rows, C columns, r rank, D width.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from m27.model.code_map import CodeMap
 from m27.model.config import Config
+from m27.model.files import (
+    CheckpointError,
+    TensorFile,
+    flatten_blocks,
+    read_json,
+    write_json,
+    write_tensors,
+)
 from m27.model.gguf import BLOCK, Blocks
 from m27.model.rounding import settle_int8
+
+__all__ = [
+    "CheckpointError",
+    "PackedState",
+    "is_packed",
+    "open_packed",
+    "read_base",
+    "read_json",
+    "read_packed",
+    "read_trained",
+    "save_packed",
+    "write_json",
+]
 
 FORMAT = "m27-packed-1"
 MEDIA = ("image", "audio")
 STORED = ("int8", "bfloat16")
 _EMBEDDING = "model.embed_tokens.weight"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written; the message names the file and the tensor or field."""
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file under a temporary name, then put it in place.
-
-    Equal content gives equal bytes. Raises `CheckpointError` naming `path` where the disk or the folder
-    does not take it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(whole, temporary, metadata=dict(metadata))
-        _sort_metadata(temporary)
-        os.chmod(temporary, 0o644)  # safetensors makes it private; a checkpoint is to be shared
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({error})") from None
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put a file's metadata in order: safetensors writes them in one that is drawn anew each time."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items())), **header}
-        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:  # always, as long as safetensors writes no shorter JSON than ours
-            file.seek(8)
-            file.write(text.ljust(size))
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file as `write_tensors` does. Raises `CheckpointError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises `CheckpointError` naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return value
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file, and its metadata. Raises `CheckpointError`."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not readable as safetensors ({error})") from None
 
 
 def save_packed(
@@ -183,54 +129,29 @@ def is_packed(directory: Path) -> bool:
     return found == FORMAT
 
 
-def flatten_blocks(tensors: Mapping[str, Tensor | Blocks]) -> dict[str, Tensor]:
-    """Tensors as a file holds them: blocks as `NAME.q`, `NAME.scale` and, where they have one,
-    `NAME.minimum`."""
-    flat: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        if isinstance(value, Blocks):
-            flat[f"{name}.q"], flat[f"{name}.scale"] = value.q, value.scale
-            if value.minimum is not None:
-                flat[f"{name}.minimum"] = value.minimum
-        else:
-            flat[name] = value
-    return flat
-
-
-def join_blocks(flat: Mapping[str, Tensor], path: Path) -> dict[str, Tensor | Blocks]:
-    """What `flatten_blocks` took apart. Raises `CheckpointError` naming `path`, from which it was read."""
-    out: dict[str, Tensor | Blocks] = {}
-    for name, tensor in flat.items():
-        if name.endswith(".q"):
-            stem = name.removesuffix(".q")
-            if f"{stem}.scale" not in flat:
-                raise CheckpointError(f"{path}: {stem} has blocks but no scales")
-            scale, minimum = flat[f"{stem}.scale"], flat.get(f"{stem}.minimum")
-            half = BLOCK // 2 if tensor.dtype == torch.uint8 else BLOCK
-            fits = tensor.ndim == 2 and (len(tensor), tensor.shape[1] / half) == tuple(scale.shape)
-            if not fits or (minimum is not None and minimum.shape != scale.shape):
-                raise CheckpointError(f"{path}: the scales of {stem} do not fit its blocks")
-            out[stem] = Blocks(tensor, scale, minimum)
-        elif not name.endswith((".scale", ".minimum")):
-            out[name] = tensor
-    return out
-
-
 def read_base(directory: Path | str) -> dict[str, Tensor | Blocks]:
     """The base as it is stored, under Hugging Face names. Raises `CheckpointError`."""
-    path = Path(directory) / "base.safetensors"
-    return join_blocks(read_tensors(path)[0], path)
+    return dict(TensorFile(Path(directory) / "base.safetensors"))
 
 
 def read_trained(directory: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The trained part of a shipped folder, in float32, and its metadata. Raises `CheckpointError`."""
-    path = Path(directory) / "trained.safetensors"
-    flat, metadata = read_tensors(path)
-    trained = {
-        name: value.dequantize() if isinstance(value, Blocks) else value.float()
-        for name, value in join_blocks(flat, path).items()
-    }
-    return trained, metadata
+    file = TensorFile(Path(directory) / "trained.safetensors")
+    return {name: _whole(value) for name, value in file.items()}, file.metadata
+
+
+def open_packed(directory: Path | str) -> tuple[Config, PackedState]:
+    """The configuration and the merged tensors of a shipped folder, each made when it is asked for.
+
+    Raises `CheckpointError` for a missing or broken file, an adapter without a matrix, and what has no
+    place in the base; whether the rows add up to the vocabulary is seen when they are asked for.
+    """
+    directory = Path(directory)
+    config = Config.from_hf(read_json(directory / "config.json"))
+    if not config.tied:
+        raise CheckpointError(f"{directory / 'config.json'}: the packed layout has tied embeddings")
+    trained = TensorFile(directory / "trained.safetensors")
+    return config, PackedState(config, TensorFile(directory / "base.safetensors"), trained)
 
 
 def read_packed(directory: Path | str) -> tuple[Config, dict[str, Tensor]]:
@@ -239,78 +160,133 @@ def read_packed(directory: Path | str) -> tuple[Config, dict[str, Tensor]]:
     Raises `CheckpointError` for a missing or broken file, an adapter without a matrix, or rows that
     do not add up to the vocabulary.
     """
-    directory = Path(directory)
-    config = Config.from_hf(read_json(directory / "config.json"))
-    if not config.tied:
-        raise CheckpointError(f"{directory / 'config.json'}: the packed layout has tied embeddings")
-    path = directory / "trained.safetensors"
-    trained, metadata = read_trained(directory)
-    state = {
-        name: value.dequantize() if isinstance(value, Blocks) else value.float()
-        for name, value in read_base(directory).items()
-    }
-    rows = [_take(trained, "control.weight", path)]
-    for medium in MEDIA:
-        rows.append(_code_rows(medium, trained, metadata, path, config.dim))
-    _merge_adapters(state, trained, metadata, path)
-    for name, tensor in trained.items():
-        if name not in state or state[name].shape != tensor.shape:
-            raise CheckpointError(f"{path}: {name} {list(tensor.shape)} has no place in the base")
-        state[name] = tensor.float()
-    state[_EMBEDDING] = torch.cat([_take(state, _EMBEDDING, path), *rows])
-    if len(state[_EMBEDDING]) != config.vocab_size:
-        raise CheckpointError(
-            f"{path}: text, control and code rows are {len(state[_EMBEDDING])}, "
-            f"config.json says vocab_size {config.vocab_size}"
-        )
-    return config, state
+    config, state = open_packed(directory)
+    return config, dict(state)
 
 
-def _take(tensors: dict[str, Tensor], name: str, path: Path) -> Tensor:
-    if name not in tensors:
-        raise CheckpointError(f"{path}: {name} is missing")
-    return tensors.pop(name).float()
+class PackedState(Mapping[str, Tensor]):
+    """Base and trained part, merged: float32 tensors by name, each made anew when it is asked for.
+
+    So one matrix at a time is in memory in float32. Raises `CheckpointError`, see `open_packed`.
+    """
+
+    def __init__(self, config: Config, base: TensorFile, trained: TensorFile) -> None:
+        self._config, self._base, self._path = config, base, trained.path
+        self._about = trained.metadata
+        self._trained = dict(trained)  # as it is stored: small, and other runs may write this file
+        rest = set(self._trained)
+        self._adapted: dict[str, str] = {}
+        for name in [name for name in self._trained if name.endswith(".lora_A")]:
+            stem = name.removesuffix(".lora_A")
+            self._adapted[f"{stem}.weight"] = stem
+            rest -= {name, f"{stem}.lora_B"}
+            self._see_adapter(stem)
+        rest -= {"control.weight", *(f"{medium}_residual.weight" for medium in MEDIA)}
+        rest -= {name for name in rest if name.startswith(tuple(f"{m}_map." for m in MEDIA))}
+        for name in sorted(rest):
+            shape = _shape(self._trained[name])
+            if name not in base or base.shape(name) != shape:
+                raise CheckpointError(
+                    f"{self._path}: {name} {list(shape)} has no place in the base"
+                )
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name == _EMBEDDING:
+            return self._embedding()
+        if name in self._base and name in self._trained:
+            return _whole(self._trained[name])
+        whole = _whole(self._base[name])
+        if name in self._adapted:  # alpha / rank * B A is added, in float32 (Hu et al. 2021)
+            stem = self._adapted[name]
+            a, b = self._take(f"{stem}.lora_A"), self._take(f"{stem}.lora_B")
+            whole += self._scale() * (b @ a)
+        return whole
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._base
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._base)
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def _see_adapter(self, stem: str) -> None:
+        self._scale()
+        for letter in "AB":
+            if f"{stem}.lora_{letter}" not in self._trained:
+                raise CheckpointError(f"{self._path}: {stem}.lora_{letter} is missing")
+        a, b = (_shape(self._trained[f"{stem}.lora_{letter}"]) for letter in "AB")
+        name = f"{stem}.weight"
+        known = name in self._base and name != _EMBEDDING  # whose rows are learnt as they are
+        if not known or self._base.shape(name) != (b[0], a[-1]) or a[0] != b[-1]:
+            raise CheckpointError(f"{self._path}: {stem} has an adapter but no matrix of its shape")
+
+    def _scale(self) -> float:
+        return float(self._meta("alpha")) / float(self._meta("rank"))
+
+    def _take(self, name: str) -> Tensor:
+        if name not in self._trained:
+            raise CheckpointError(f"{self._path}: {name} is missing")
+        return _whole(self._trained[name])
+
+    def _meta(self, key: str) -> Any:
+        try:
+            return json.loads(self._about[key])
+        except (KeyError, ValueError):
+            raise CheckpointError(f"{self._path}: metadata {key!r} is missing or broken") from None
+
+    def _embedding(self) -> Tensor:
+        """Text, control, image and audio rows [V, D]."""
+        if _EMBEDDING not in self._base:
+            raise CheckpointError(f"{self._base.path}: {_EMBEDDING} is missing")
+        text = self._trained.get(_EMBEDDING, self._base[_EMBEDDING])
+        rows = [self._take("control.weight"), *(self._code_rows(medium) for medium in MEDIA)]
+        count = _shape(text)[0] + sum(map(len, rows))
+        if count != self._config.vocab_size:
+            raise CheckpointError(
+                f"{self._path}: text, control and code rows are {count}, "
+                f"config.json says vocab_size {self._config.vocab_size}"
+            )
+        out = torch.empty(count, self._config.dim)
+        at = _shape(text)[0]
+        if isinstance(text, Blocks):
+            text.dequantize(out[:at])
+        else:
+            out[:at] = text
+        for part in rows:
+            out[at : at + len(part)] = part
+            at += len(part)
+        return out
+
+    @torch.no_grad()
+    def _code_rows(self, medium: str) -> Tensor:
+        """Rows [codes, D] of one medium, from its map and, where there is one, its free residual."""
+        prefix = f"{medium}_map."
+        parts = {
+            name.removeprefix(prefix): _whole(value)
+            for name, value in self._trained.items()
+            if name.startswith(prefix)
+        }
+        if "up.weight" not in parts:
+            raise CheckpointError(f"{self._path}: {prefix}up.weight is missing")
+        levels = tuple(int(level) for level in self._meta(f"{medium}_levels"))
+        code_map = CodeMap(levels, self._config.dim, hidden=len(parts["up.weight"]))
+        try:
+            code_map.load_state_dict(parts)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self._path}: {prefix}* does not fit its levels ({error})"
+            ) from None
+        rows = code_map.rows()
+        if f"{medium}_residual.weight" in self._trained:
+            rows = rows + self._take(f"{medium}_residual.weight")
+        return rows
 
 
-def _meta(metadata: Mapping[str, str], key: str, path: Path) -> Any:
-    try:
-        return json.loads(metadata[key])
-    except (KeyError, ValueError):
-        raise CheckpointError(f"{path}: metadata {key!r} is missing or broken") from None
+def _whole(value: Tensor | Blocks) -> Tensor:
+    return value.dequantize() if isinstance(value, Blocks) else value.float()
 
 
-@torch.no_grad()
-def _code_rows(
-    medium: str, trained: dict[str, Tensor], metadata: Mapping[str, str], path: Path, dim: int
-) -> Tensor:
-    """Rows [codes, D] of one medium, from its map and, where there is one, its free residual."""
-    prefix = f"{medium}_map."
-    parts = {name: trained.pop(name) for name in list(trained) if name.startswith(prefix)}
-    if f"{prefix}up.weight" not in parts:
-        raise CheckpointError(f"{path}: {prefix}up.weight is missing")
-    levels = tuple(int(level) for level in _meta(metadata, f"{medium}_levels", path))
-    code_map = CodeMap(levels, dim, hidden=len(parts[f"{prefix}up.weight"]))
-    try:
-        code_map.load_state_dict(
-            {name.removeprefix(prefix): tensor.float() for name, tensor in parts.items()}
-        )
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: {prefix}* does not fit its levels ({error})") from None
-    rows = code_map.rows()
-    if f"{medium}_residual.weight" in trained:
-        rows = rows + _take(trained, f"{medium}_residual.weight", path)
-    return rows
-
-
-def _merge_adapters(
-    state: dict[str, Tensor], trained: dict[str, Tensor], metadata: Mapping[str, str], path: Path
-) -> None:
-    """Add alpha / rank * B A to each adapted matrix, in float32 (Hu et al. 2021)."""
-    for key in [name for name in trained if name.endswith(".lora_A")]:
-        stem = key.removesuffix(".lora_A")
-        scale = float(_meta(metadata, "alpha", path)) / float(_meta(metadata, "rank", path))
-        a, b = _take(trained, key, path), _take(trained, f"{stem}.lora_B", path)
-        weight = state.get(f"{stem}.weight")
-        if weight is None or weight.shape != (b.shape[0], a.shape[1]):
-            raise CheckpointError(f"{path}: {stem} has an adapter but no matrix of its shape")
-        state[f"{stem}.weight"] = weight + scale * (b @ a)
+def _shape(value: Tensor | Blocks) -> tuple[int, ...]:
+    return value.shape if isinstance(value, Blocks) else tuple(value.shape)

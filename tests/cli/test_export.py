@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from m27.infer.cpu.build import find_compiler
 from m27.model import checkpoint
 from tests import tiny
 
@@ -40,9 +41,39 @@ def test_the_export_is_a_model_for_our_own_commands_too(run) -> None:
     assert done.status == 0
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_rounded_weights_are_a_model_for_our_own_commands(run, model: Path, precision: str) -> None:
+    done = run("export", "--to", precision, "--out", "small")
+    assert done.status == 0
+    assert f"weights in {precision}" in done.out
+    assert not list(Path("small").glob("model*.safetensors"))
+    ask = ("chat", "hi", "--json", "--modalities", "image,text", "--seed", "1")
+    stored = run(*ask, "--model", "small")
+    assert stored.status == 0
+    if find_compiler() is not None:  # without one there is no step, and torch does not round
+        loaded = run(*ask, "--precision", precision)
+        assert json.loads(loaded.out)["content"] == json.loads(stored.out)["content"]
+    done = run(*ask, "--model", "small", "--precision", "float32")
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert f"small: holds weights in {precision}" in done.err
+    # Written again it may be, in either precision, but not from itself, nor beside another layout.
+    assert run("export", "--to", "int8", "--out", "small").status == 0
+    done = run("export", "--to", "int4", "--out", "other", "--model", "small")
+    assert done.status == 2
+    assert "holds weights in int8 already" in done.err
+    assert run("export", "--out", "hf").status == 0
+    for to, out in (("int4", "hf"), ("hf", "small")):
+        done = run("export", "--to", to, "--out", out)
+        assert done.status == 2
+        assert "another layout" in done.err
+    assert run("export", "--to", "hf", "--model", "small", "--out", "wide").status == 0
+
+
 def test_exports_that_are_refused(run, model: Path) -> None:
     for arguments in (
         ("--out", "x", "--to", "onnx"),
+        ("--out", "/proc", "--to", "int4"),
         ("--out", str(model)),
         ("--out", "x", "--model", "nowhere"),
         ("--out", "/proc"),

@@ -177,3 +177,12 @@ def test_bfloat16_follows_float32(config):
 def test_weights_are_drawn_at_the_stock_scale():
     weight = Decoder(TINY).model.layers[0].mlp.gate_proj.weight
     assert 0.017 < weight.std() < 0.023
+
+
+def test_nothing_is_drawn_on_the_meta_device(monkeypatch):
+    """To draw an embedding's values there, torch imports its compiler, which takes seconds."""
+    monkeypatch.setattr(torch.nn.Embedding, "reset_parameters", lambda _: pytest.fail("drawn"))
+    with torch.device("meta"):
+        weight = Decoder(TINY).model.embed_tokens.weight
+    assert weight.is_meta and weight.requires_grad
+    assert weight.shape == (TINY.vocab_size, TINY.dim)

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from m27.model.checkpoint import CheckpointError, load, read_base, save, save_packed
 from m27.model.code_map import CodeMap
+from m27.model.files import TensorFile, write_tensors
 from m27.model.gguf import Blocks, read_gguf
-from m27.model.packed import read_tensors, read_trained, write_tensors
+from m27.model.packed import open_packed, read_trained
 from tests.model.conftest import TINY, random_decoder
 from tests.model.gguf_writer import write_llama
 
@@ -68,8 +69,8 @@ def test_equal_content_is_equal_bytes(tmp_path):
     for name in ("one", "two"):
         write_tensors(tmp_path / name, tensors, dict(reversed(metadata.items())))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    found, about = read_tensors(tmp_path / "one")
-    assert about == metadata
+    found = TensorFile(tmp_path / "one")
+    assert found.metadata == metadata
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
@@ -114,6 +115,28 @@ def test_loading_gives_the_merged_plain_model(base, tmp_path):
     save(model, tmp_path / "stock")
     ids = torch.arange(0, 116, 7)[None]
     assert torch.equal(load(tmp_path / "stock")(ids), model(ids))
+
+
+def test_a_matrix_is_made_when_it_is_asked_for(base, tmp_path, monkeypatch):
+    """And anew each time: nothing of the model stays, and a change to one is nobody else's."""
+    write(tmp_path, base)
+    want = load(tmp_path).state_dict()
+    config, state = open_packed(tmp_path)
+    assert config == CONFIG
+    assert set(state) == set(want)
+    name = f"{ADAPTED[0]}.weight"
+    state[name].zero_()
+    for key in (name, "model.embed_tokens.weight", "model.norm.weight"):
+        assert torch.equal(state[key], want[key])
+    widened = []
+    dequantize = Blocks.dequantize
+    monkeypatch.setattr(
+        Blocks, "dequantize", lambda self, *out: widened.append(self) or dequantize(self, *out)
+    )
+    assert name in state
+    assert widened == []
+    state[name]
+    assert len(widened) == 1
 
 
 def test_a_later_release_keeps_the_base_file_and_other_rooms_keys(base, tmp_path):
@@ -230,6 +253,9 @@ def without(name: str) -> dict[str, torch.Tensor]:
         ({"trained": without(f"{ADAPTED[0]}.lora_B")}, r"q_proj\.lora_B is missing"),
         ({"trained": trained_part() | {"x.lora_A": torch.ones(4, 4), "x.lora_B": torch.ones(4, 4)}},
          "x has an adapter but no matrix"),
+        ({"trained": trained_part() | {"model.embed_tokens.lora_A": torch.ones(4, 64),
+                                       "model.embed_tokens.lora_B": torch.ones(97, 4)}},
+         "model.embed_tokens has an adapter but no matrix"),
         ({"trained": trained_part() | {"odd.weight": torch.ones(2)}}, r"odd\.weight \[2\] has no"),
         ({"image_levels": (4, 3)}, r"image_map\.\* does not fit its levels"),
         ({"config": replace(CONFIG, tied=False)}, "tied"),

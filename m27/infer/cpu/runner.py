@@ -188,7 +188,7 @@ class CpuRunner:
             if name not in state:
                 raise RunnerError(f"{name} is missing")
             value = state[name]
-            found = _shape_of(value)
+            found = tuple(value.shape)
             if found != shape and not (isinstance(value, Blocks) and _padded(found, shape)):
                 raise RunnerError(f"{name} is {list(found)}, not {list(shape)}")
             match = _LAYER.fullmatch(name)
@@ -254,14 +254,8 @@ def _expected(config: Config) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def _shape_of(value: Tensor | Blocks) -> tuple[int, ...]:
-    if isinstance(value, Blocks):
-        return len(value.q), value.q.shape[1] * (2 if value.q.dtype == torch.uint8 else 1)
-    return tuple(value.shape)
-
-
 def _padded(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    return found == (shape[0], -(-shape[1] // 32) * 32)
+    return len(shape) == 2 and found == (shape[0], -(-shape[1] // 32) * 32)
 
 
 def _ints(batch: Batch, name: str) -> np.ndarray[Any, np.dtype[np.int32]]:

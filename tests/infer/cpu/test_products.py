@@ -12,8 +12,6 @@ import torch
 
 from m27.infer import quantize
 from m27.infer.cpu import BuildError, CpuRunner, binding, build
-from m27.model.gguf import Blocks
-from m27.model.packed import CheckpointError
 from tests.infer.cpu.steps import (
     CONFIGS,
     ids,
@@ -78,27 +76,6 @@ def test_constant_and_zero_groups_survive():
         w = torch.full((3, 40), value)
         for kind in ("int8", "int4"):
             assert torch.allclose(quantize.rounded(w, kind).dequantize()[:, :40], w, rtol=1e-3)
-
-
-def test_a_stored_checkpoint_comes_back_and_runs_the_same(library, tmp_path):
-    decoder = model("llama")
-    for kind in ("int8", "int4"):
-        quantize.save_quantized(tmp_path, decoder.config, decoder.state_dict(), kind)
-        config, state, found = quantize.load_quantized(tmp_path)
-        assert (config, found) == (decoder.config, kind)
-        for name, value in quantize.quantized(decoder.state_dict(), kind):
-            if isinstance(value, Blocks):
-                assert torch.equal(state[name].q, value.q) and torch.equal(state[name].scale, value.scale)
-        assert state["model.embed_tokens.weight"].q.dtype == torch.int8
-        stored = CpuRunner.load(state, config, precision=kind, blocks=8)
-        fresh = CpuRunner.load(dict(quantize.quantized(decoder.state_dict(), kind)), config, precision=kind, blocks=8)
-        row = ids(config, 20)
-        assert np.array_equal(whole(stored, row), whole(fresh, row))
-    with pytest.raises(CheckpointError, match="neither"):
-        quantize.save_quantized(tmp_path, decoder.config, {}, "int3")
-    (tmp_path / "quantised.json").write_text('{"format": "other"}')
-    with pytest.raises(CheckpointError, match="not of format"):
-        quantize.load_quantized(tmp_path)
 
 
 def test_levels_agree_on_a_whole_model(library, monkeypatch):
