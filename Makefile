@@ -8,13 +8,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
+SERVE_ARGS ?=
 
-.PHONY: help run test lint format eval test-slow clean
+.PHONY: help run tour test lint format eval test-slow clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/.m27-run ## a tour: talks, sees, draws, hears and sounds (writes out/tour/index.html)
+run: $(VENV)/.m27-run ## the server and its playground on http://127.0.0.1:8000, until Ctrl-C
+	$(BIN)/m27 serve $(SERVE_ARGS)
+
+tour: $(VENV)/.m27-run ## a tour: talks, sees, draws, hears and sounds (writes out/tour/index.html)
 	$(BIN)/m27 tour
 
 test: $(VENV)/.m27-dev lint ## style, types and the default test suite (under ten minutes on two cores)
@@ -43,7 +47,7 @@ $(BIN)/python:
 
 # A stamp each, so that a second run installs nothing; a change of what is installed installs again.
 $(VENV)/.m27-run: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[media]'
+	$(PIP) install --quiet -c constraints.txt -e '.[serve]'
 	@touch $@
 
 $(VENV)/.m27-dev: pyproject.toml constraints.txt | $(BIN)/python

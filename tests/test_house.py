@@ -37,6 +37,11 @@ EXTRAS = (
     "pydantic",
     "huggingface_hub",
     "llguidance",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "python_multipart",
+    "h11",
 )
 
 

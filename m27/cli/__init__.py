@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from m27.cli import bench, chat, codes, console, data, evaluate, export, tour
+from m27.cli import bench, chat, codes, console, data, evaluate, export, serve, tour
 
 app = typer.Typer(
     name="m27",
@@ -24,6 +24,7 @@ app.command("encode")(codes.encode)
 app.command("decode")(codes.decode)
 app.command("export")(export.export)
 app.command("sizes")(export.sizes)
+app.command("serve")(serve.serve)
 app.command("tour")(tour.tour)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)

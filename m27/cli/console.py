@@ -25,6 +25,10 @@ OPTIONAL = {
     "onnxruntime": "eval",
     "ctranslate2": "eval",
     "transformers": "export",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
 }
 
 

@@ -6,14 +6,17 @@ is read, the format by its first bytes before any decoder sees it, the pixels fr
 any are allocated, the seconds while they are being decoded. Whatever a decoder raises on hostile
 bytes comes out as one `MediaError` of one line that names the file and nothing of the process.
 
+What is decided about odd files: a picture, FLAC or OGG that is cut short is refused; a WAV or MP3 is
+taken as far as it goes, since recorders that stream cannot write a length. What follows the end of a
+file (an archive behind a picture, the clip that a phone appends) is not looked at. Of metadata only
+the orientation is used, and dropped with the rest.
+
 Knows nothing of codes, models or messages.
 Shapes: H W pixels, T samples.
 """
 
 import io
-import math
 import os
-import struct
 import tempfile
 import warnings
 import wave
@@ -24,13 +27,31 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+import PIL.WebPImagePlugin  # noqa: F401 - else Pillow imports every plugin there is to find it
+from PIL import Image
+
+from m27.codec.formats import AUDIO_FORMATS as AUDIO_FORMATS
+from m27.codec.formats import IMAGE_FORMATS as IMAGE_FORMATS
+from m27.codec.formats import mp3_start, sniff, stranger, webp_size
+from m27.codec.resample import resample as resample
+from m27.codec.resample import resample_polyphase as resample_polyphase
 
 SAMPLE_RATE = 16_000
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-AUDIO_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
 MAX_CHANNELS = 16
 SAMPLE_RATES = (1_000, 384_000)
+# What libsndfile calls the formats of ours that it may open, and the codecs in them.
+_CONTAINERS = {"WAV": ("WAV", "WAVEX"), "FLAC": ("FLAC",), "OGG": ("OGG",), "MP3": ("MP3",)}
+_CODECS = (
+    "PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW",
+    "VORBIS", "MPEG_LAYER_III",
+)  # fmt: skip
+# What an EXIF orientation asks for, of ExifTags.Base.Orientation.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 Pixels = npt.NDArray[np.uint8]
 Samples = npt.NDArray[np.float32]
@@ -41,19 +62,30 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class MediaError(ValueError):
-    """A file or byte string that cannot be used. The message is one line that names it."""
+    """A file or byte string that cannot be used. The message is one line that names it.
+
+    `code`: "unsupported_format", "broken_media", "media_too_large", "empty_media" or "unusable".
+    """
+
+    def __init__(self, message: str, code: str = "unusable") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one medium may cost: `max_bytes` as stored, `max_pixels` (H x W), `max_seconds`."""
+    """What one medium may cost: `max_bytes` as stored, `max_pixels` (H x W), `max_seconds`, and
+    `max_samples` of all channels as stored. `formats`: those that may be opened at all."""
 
     max_bytes: int = 20_000_000
     max_pixels: int = 40_000_000
     max_seconds: float = 30.0
+    max_samples: int = 200_000_000
+    formats: tuple[str, ...] = IMAGE_FORMATS + AUDIO_FORMATS
 
 
 DEFAULT_LIMITS = Limits()
+_FORMAT, _LARGE = "unsupported_format", "media_too_large"
 
 
 def read_image(source: Source, limits: Limits = DEFAULT_LIMITS) -> Pixels:
@@ -118,14 +150,12 @@ def read_audio(source: Source, limits: Limits = DEFAULT_LIMITS) -> Samples:
     budget in seconds holds while decoding: a forged header cannot raise it. Raises `MediaError`.
     """
     name, data = _read(source, limits, "audio data")
-    kind = _format(data)
-    if kind not in AUDIO_FORMATS:
-        raise MediaError(f"{name}: not a WAV, FLAC, OGG or MP3 sound")
+    kind = _allowed(name, data, limits, AUDIO_FORMATS, "a WAV, FLAC, OGG Vorbis or MP3 sound")
     with _decoding(name, "sound"):
         plain = _read_pcm_wav(name, data, limits) if kind == "WAV" else None
-        samples, rate = plain or _read_with_soundfile(name, data, limits)
+        samples, rate = plain or _read_with_soundfile(name, data, kind, limits)
         if len(samples) == 0:
-            raise MediaError(f"{name}: holds no sound")
+            raise MediaError(f"{name}: holds no sound", "empty_media")
         clean = np.clip(np.nan_to_num(samples, posinf=1.0, neginf=-1.0), -1.0, 1.0)
         return np.clip(resample(clean, rate, SAMPLE_RATE), -1.0, 1.0).astype(np.float32, copy=False)
 
@@ -133,53 +163,10 @@ def read_audio(source: Source, limits: Limits = DEFAULT_LIMITS) -> Samples:
 def medium_of(source: Source, limits: Limits = DEFAULT_LIMITS) -> str:
     """The medium by the first bytes: "image" or "audio". Raises `MediaError` where neither."""
     name, data = _read(source, limits, "data")
-    kind = _format(data)
+    kind = sniff(data)
     if kind is None:
-        raise MediaError(f"{name}: neither a picture nor a sound of a known format")
+        raise MediaError(f"{name}: neither a picture nor a sound of a known format", _FORMAT)
     return "image" if kind in IMAGE_FORMATS else "audio"
-
-
-def resample(samples: Samples, rate: int, new_rate: int) -> Samples:
-    """Change the sample rate of float32 [T] (Hz to Hz): by soxr where installed, else by
-    `resample_polyphase`."""
-    if rate == new_rate or len(samples) == 0:
-        return samples
-    try:
-        import soxr
-    except ImportError:
-        return resample_polyphase(samples, rate, new_rate)
-    changed: Samples = soxr.resample(samples, rate, new_rate).astype(np.float32)
-    return changed
-
-
-def resample_polyphase(samples: Samples, rate: int, new_rate: int, zeros: int = 24) -> Samples:
-    """Band-limited resampling of float32 [T] with numpy alone: a Kaiser-windowed sinc of `zeros`
-    crossings a side, one filter a phase (J. O. Smith, Digital Audio Resampling). About -60 dB of
-    aliasing. Returns float32 [ceil(T * new_rate / rate)]."""
-    shared = math.gcd(rate, new_rate)
-    up, down = new_rate // shared, rate // shared
-    cutoff = min(1.0, up / down) * 0.95  # of the input's Nyquist; the rest is the transition band
-    reach = math.ceil(zeros / cutoff)
-    offsets = np.arange(1 - reach, reach + 1)
-
-    def kernel(fraction_P: npt.NDArray[np.float64]) -> Samples:
-        t_PK = fraction_P[:, None] - offsets[None, :]
-        inside = np.clip(1.0 - (t_PK / reach) ** 2, 0.0, None)
-        window = np.i0(8.0 * np.sqrt(inside)) / np.i0(8.0)
-        return (cutoff * np.sinc(cutoff * t_PK) * window).astype(np.float32)
-
-    # Common rates have few phases: build each filter once. Odd rates build them as they go.
-    bank = kernel(np.arange(up) / up) if up <= 1024 else None
-    count = -(-len(samples) * up // down)
-    padded = np.pad(samples, (reach - 1, reach + 1))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach)
-    out = np.empty(count, np.float32)
-    for start in range(0, count, 4096):
-        n = np.arange(start, min(start + 4096, count), dtype=np.int64) * down
-        phase = n % up
-        filters = bank[phase] if bank is not None else kernel(phase / up)
-        out[start : start + len(n)] = np.einsum("nk,nk->n", windows[n // up], filters)
-    return out
 
 
 def png_bytes(rgb: Pixels) -> bytes:
@@ -237,11 +224,11 @@ def _decoding(name: str, noun: str) -> Iterator[None]:
     except MediaError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise MediaError(f"{name}: the {noun} has too many pixels") from None
+        raise MediaError(f"{name}: the {noun} has too many pixels", _LARGE) from None
     except MemoryError:
-        raise MediaError(f"{name}: the {noun} is too large to decode") from None
+        raise MediaError(f"{name}: the {noun} is too large to decode", _LARGE) from None
     except Exception as error:  # decoders raise anything: struct.error, SyntaxError, KeyError, …
-        raise MediaError(f"{name}: the {noun} is broken or cut short") from error
+        raise MediaError(f"{name}: the {noun} is broken or cut short", "broken_media") from error
 
 
 def _read(source: Source, limits: Limits, fallback: str) -> tuple[str, bytes]:
@@ -261,78 +248,63 @@ def _read(source: Source, limits: Limits, fallback: str) -> tuple[str, bytes]:
             reason = getattr(error, "strerror", None) or "not a usable path"
             raise MediaError(f"{name}: cannot be read ({reason})") from None
     if not data:
-        raise MediaError(f"{name}: is empty")
+        raise MediaError(f"{name}: is empty", "empty_media")
     if len(data) > limits.max_bytes:
-        raise MediaError(f"{name}: is larger than {limits.max_bytes / 1e6:g} MB")
+        raise MediaError(f"{name}: is larger than {limits.max_bytes / 1e6:g} MB", _LARGE)
     return name, data
 
 
-def _format(data: bytes) -> str | None:
-    """The format by its signature; None where it is none of ours."""
-    head = data[:16]
-    riff = head[8:12] if head[:4] == b"RIFF" else b""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if riff == b"WEBP":
-        return "WEBP"
-    if head.startswith(b"BM"):
-        return "BMP"
-    if riff == b"WAVE":
-        return "WAV"
-    if head.startswith(b"fLaC"):
-        return "FLAC"
-    if head.startswith(b"OggS"):
-        return "OGG"
-    if head.startswith(b"ID3") or (len(head) > 2 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2):
-        return "MP3"
-    return None
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) from a WebP header, (1, 1) for other formats (Google, WebP container)."""
-    if _format(data) != "WEBP":
-        return 1, 1
-    kind = data[12:16]
-    if kind == b"VP8X":
-        width = int.from_bytes(data[24:27], "little") + 1
-        return width, int.from_bytes(data[27:30], "little") + 1
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack("<HH", data[26:30])
-    return width & 0x3FFF, height & 0x3FFF
+def _allowed(
+    name: str, data: bytes, limits: Limits, formats: tuple[str, ...], wanted: str
+) -> str:
+    """The format of `data`, one of `formats` that the limits allow."""
+    kind = sniff(data)
+    if kind in formats and kind in limits.formats:
+        return kind
+    if kind in formats:
+        raise MediaError(f"{name}: {kind} is not accepted here", _FORMAT)
+    found = f"{kind} data" if kind else stranger(data)
+    raise MediaError(f"{name}: {found + ', ' if found else ''}not {wanted}", _FORMAT)
 
 
 def _check_pixels(name: str, size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise MediaError(f"{name}: the picture has no pixels")
+        raise MediaError(f"{name}: the picture has no pixels", "broken_media")
     if width * height > limits.max_pixels:
-        cap = f"{limits.max_pixels / 1e6:g} million"
-        raise MediaError(f"{name}: {width} x {height} pixels is more than the {cap} allowed")
+        what = f"{width} x {height} pixels is more than the {limits.max_pixels / 1e6:g} million allowed"
+        raise MediaError(f"{name}: {what}", _LARGE)
 
 
 def _load(source: Source, limits: Limits) -> tuple[str, Image.Image]:
     """The name to use in messages, and the first frame, upright, its pixels loaded."""
     name, data = _read(source, limits, "image data")
-    if _format(data) not in IMAGE_FORMATS:
-        raise MediaError(f"{name}: not a PNG, JPEG, WebP, GIF or BMP picture")
+    kind = _allowed(name, data, limits, IMAGE_FORMATS, "a PNG, JPEG, WebP, GIF or BMP picture")
     with _decoding(name, "picture"):
-        # WebP allocates its canvas while opening, so its size is read before Pillow is asked.
-        _check_pixels(name, _webp_size(data), limits)
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        if kind == "WEBP":  # it allocates its canvas while opening, before Pillow can be asked
+            _check_pixels(name, webp_size(data), limits)
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             _check_pixels(name, image.size, limits)
             image.load()
-            return name, ImageOps.exif_transpose(image)
+            return name, _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF tag asks; a broken tag is no reason to refuse it."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # whatever a broken tag raises
+        turn = None
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        shades = np.asarray(image)
+        grey = (shades.clip(0, 0xFFFF) >> 8).astype(np.uint8)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):  # the one shade that a PNG may name
+            grey[shades == clear] = 255
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         over = image.convert("RGBA")
@@ -340,15 +312,27 @@ def _to_rgb(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB")).copy()
 
 
-def _check_sound(name: str, channels: int, rate: int) -> None:
+def _check_sound(name: str, channels: int, rate: int, limits: Limits) -> int:
+    """The most frames that a sound of this form may have; it is refused where none may be."""
     if not 1 <= channels <= MAX_CHANNELS:
-        raise MediaError(f"{name}: {channels} channels; at most {MAX_CHANNELS} are allowed")
+        what = f"{channels} channels; at most {MAX_CHANNELS} are allowed"
+        raise MediaError(f"{name}: {what}", "broken_media")
     if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
-        raise MediaError(f"{name}: a sample rate of {rate} Hz is not possible")
+        raise MediaError(f"{name}: a sample rate of {rate} Hz is not possible", "broken_media")
+    return min(int(limits.max_seconds * rate), limits.max_samples // channels)
 
 
-def _too_long(name: str, limits: Limits) -> MediaError:
-    return MediaError(f"{name}: is longer than {limits.max_seconds:g} seconds")
+def _too_long(name: str, most: int, rate: int, limits: Limits) -> MediaError:
+    if most < int(limits.max_seconds * rate):
+        return MediaError(f"{name}: has more than {limits.max_samples} samples", _LARGE)
+    return MediaError(f"{name}: is longer than {limits.max_seconds:g} seconds", _LARGE)
+
+
+def _mono(frames: npt.NDArray[np.float32]) -> Samples:
+    """The mean of the channels of [T, channels]; what overflows is clipped by the caller."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean: Samples = frames.mean(axis=1, dtype=np.float32)
+    return mean
 
 
 def _read_pcm_wav(name: str, data: bytes, limits: Limits) -> tuple[Samples, int] | None:
@@ -356,8 +340,7 @@ def _read_pcm_wav(name: str, data: bytes, limits: Limits) -> tuple[Samples, int]
     try:
         with wave.open(io.BytesIO(data)) as file:
             channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            _check_sound(name, channels, rate)
-            most = int(limits.max_seconds * rate)
+            most = _check_sound(name, channels, rate, limits)
             raw = file.readframes(most + 1)
     except wave.Error:
         return None
@@ -365,7 +348,7 @@ def _read_pcm_wav(name: str, data: bytes, limits: Limits) -> tuple[Samples, int]
         return None
     raw = raw[: len(raw) // (channels * width) * channels * width]
     if len(raw) // (channels * width) > most:
-        raise _too_long(name, limits)
+        raise _too_long(name, most, rate, limits)
     if width == 1:  # the one unsigned width
         values = np.frombuffer(raw, np.uint8).astype(np.float32) / 128.0 - 1.0
     elif width == 3:  # widened to 32 bits: the low byte stays zero
@@ -374,27 +357,30 @@ def _read_pcm_wav(name: str, data: bytes, limits: Limits) -> tuple[Samples, int]
         values = wide.view("<i4")[:, 0].astype(np.float32) / 2.0**31
     else:
         values = np.frombuffer(raw, f"<i{width}").astype(np.float32) / 2.0 ** (8 * width - 1)
-    return values.reshape(-1, channels).mean(axis=1, dtype=np.float32), rate
+    return _mono(values.reshape(-1, channels)), rate
 
 
-def _read_with_soundfile(name: str, data: bytes, limits: Limits) -> tuple[Samples, int]:
+def _read_with_soundfile(
+    name: str, data: bytes, kind: str, limits: Limits
+) -> tuple[Samples, int]:
     """Mono samples [T] and rate, decoded block by block so that the budget holds on the way."""
     try:
         import soundfile
     except (ImportError, OSError):
         advice = "this format needs the package soundfile; plain PCM WAV does not"
-        raise MediaError(f"{name}: {advice}") from None
+        raise MediaError(f"{name}: {advice}", _FORMAT) from None
+    if kind == "MP3":  # libsndfile would open whatever it finds behind a tag
+        data = data[mp3_start(data) :]
     with soundfile.SoundFile(io.BytesIO(data)) as file:
-        if file.format not in AUDIO_FORMATS:
-            raise MediaError(f"{name}: not a WAV, FLAC, OGG or MP3 sound")
-        _check_sound(name, file.channels, file.samplerate)
-        most = int(limits.max_seconds * file.samplerate)
+        if file.format not in _CONTAINERS[kind] or file.subtype not in _CODECS:
+            raise MediaError(f"{name}: the sound is not what its first bytes say", _FORMAT)
+        most = _check_sound(name, file.channels, file.samplerate, limits)
         blocks: list[Samples] = []
         count = 0
         while len(block := file.read(65_536, dtype="float32", always_2d=True)):
             count += len(block)
             if count > most:
-                raise _too_long(name, limits)
-            blocks.append(block.mean(axis=1, dtype=np.float32))
+                raise _too_long(name, most, file.samplerate, limits)
+            blocks.append(_mono(block))
         mono = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
         return mono, int(file.samplerate)

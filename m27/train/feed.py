@@ -2,13 +2,13 @@
 
 Packing rows in Python takes a third of the time of a step on a fast GPU, and the thread that starts the
 kernels must not wait for it. The process makes the very stream that the run would make itself, so that a run
-resumes exactly; what it sends is checked nowhere, since it is the run's own child.
+resumes exactly. An item goes over as a line of JSON, which says how it is put together, and its tensors.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
-import pickle
 import queue
 import threading
 from collections.abc import Iterator
@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load, save
+from torch import Tensor
 
 from m27.data.loader import Batch, Loader
 from m27.data.mixture import Corpus, Mixture, State
 from m27.data.pack import Packer
 from m27.train import ragged
-from m27.train.scoring import Plan, Scoring
+from m27.train.scoring import Group, Plan, Scoring, Teacher
 from m27.train.settings import SettingError, TrainConfig
 
 Planned = tuple[Batch, Plan, Any]  # and what the pass has prepared, see `m27.train.passes`
@@ -87,6 +89,48 @@ class _Nothing:
         return None
 
 
+def _taken_apart(item: tuple[list[Planned], State]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A step as JSON values and named tensors."""
+    tensors: dict[str, Tensor] = {}
+
+    def named(prefix: str, value: Any) -> dict[str, Any]:
+        """The fields of a dataclass that are no tensors; those that are go to `tensors`."""
+        held = {} if value is None else vars(value)
+        tensors.update({f"{prefix}.{k}": v for k, v in held.items() if isinstance(v, Tensor)})
+        return {k: v for k, v in held.items() if not isinstance(v, Tensor)}
+
+    steps, state = item
+    told: list[dict[str, Any]] = []
+    for number, (batch, plan, prepared) in enumerate(steps):
+        named(f"{number}.batch", batch)
+        named(f"{number}.teacher", plan.teacher)
+        groups = [
+            named(f"{number}.group{i}", group)["spans"] for i, group in enumerate(plan.groups)
+        ]
+        told.append({"groups": groups, "runs": named(f"{number}.runs", prepared)})
+    return {"steps": told, "state": state}, tensors
+
+
+def _put_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[list[Planned], State]:
+    """What `_taken_apart` took apart."""
+
+    def of(prefix: str) -> dict[str, Tensor]:
+        start = f"{prefix}."
+        return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+    steps: list[Planned] = []
+    for number, told in enumerate(about["steps"]):
+        groups = tuple(
+            Group(tensors[f"{number}.group{i}.index_m"], spans and tuple(map(tuple, spans)))
+            for i, spans in enumerate(told["groups"])
+        )
+        teacher, runs = of(f"{number}.teacher"), of(f"{number}.runs")
+        prepared = ragged.Ragged(**told["runs"] | runs) if runs else None
+        plan = Plan(groups, Teacher(**teacher) if teacher else None)
+        steps.append((Batch(**of(f"{number}.batch")), plan, prepared))
+    return steps, about["state"]
+
+
 def _make(source: Source, runs: bool, pipe: Connection) -> None:
     """The child: sends item after item until the pipe closes."""
     try:
@@ -95,11 +139,14 @@ def _make(source: Source, runs: bool, pipe: Connection) -> None:
         batches = loader(packer(corpus, source.config, source.state), source.config)
         way = _Ragged if runs else _Nothing
         for item in planned(batches, scoring(corpus, source.config), way):
-            pipe.send_bytes(pickle.dumps(item, protocol=5))
+            about, tensors = _taken_apart(item)
+            pipe.send_bytes(json.dumps(about).encode())
+            # Copies: safetensors refuses tensors that share memory, as the edges of plain runs do.
+            pipe.send_bytes(save({name: t.clone() for name, t in tensors.items()}))
     except (BrokenPipeError, EOFError, KeyboardInterrupt):
         return
     except BaseException as error:  # to the parent, which would else wait for ever
-        pipe.send_bytes(pickle.dumps(RuntimeError(f"making batches: {error!r}"), protocol=5))
+        pipe.send_bytes(json.dumps({"error": f"making batches: {error!r}"}).encode())
 
 
 def _received(source: Source, runs: bool) -> Iterator[tuple[list[Planned], State]]:
@@ -111,12 +158,12 @@ def _received(source: Source, runs: bool) -> Iterator[tuple[list[Planned], State
     try:
         while True:
             try:
-                item = pickle.loads(here.recv_bytes())  # noqa: S301 - from our own child
+                about = json.loads(here.recv_bytes())
+                if "error" in about:
+                    raise RuntimeError(about["error"])
+                yield _put_together(about, load(here.recv_bytes()))
             except EOFError:
                 raise RuntimeError("the process that makes batches has ended") from None
-            if isinstance(item, BaseException):
-                raise item
-            yield item
     finally:
         here.close()
         process.terminate()

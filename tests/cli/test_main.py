@@ -23,7 +23,7 @@ def test_help_and_wrong_files_need_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["chat", "encode", "decode", "export", "sizes", "tour", "eval", "data"]
+    "command", ["chat", "encode", "decode", "export", "sizes", "serve", "tour", "eval", "data"]
 )
 def test_every_command_has_its_help(run, command: str) -> None:
     done = run(command, "--help")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from m27.codec import media
+from m27.codec import formats, media
 from m27.codec.media import Limits, MediaError, read_audio, read_image
 
 
@@ -100,6 +100,40 @@ def test_exif_rotation_is_applied() -> None:
     assert read_image(data).shape == (60, 40, 3)
 
 
+@pytest.mark.parametrize("turn", range(10))
+def test_every_orientation_is_as_pillow_turns_it(turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = picture_bytes(Image.fromarray(gradient()), "PNG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(read_image(data), np.asarray(ImageOps.exif_transpose(image)))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow says so, and reads on
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
+def test_a_broken_tag_is_no_reason_to_refuse_a_picture(exif: bytes) -> None:
+    for kind in ("PNG", "JPEG", "WEBP"):
+        assert read_image(picture_bytes(Image.fromarray(gradient()), kind, exif=exif)).shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    kind = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    image = Image.new("RGB", (16, 16), "white").convert("I" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.full((16, 16), 0xFFFF, np.uint16))
+    rgb = read_image(picture_bytes(image, kind))
+    assert rgb.shape == (16, 16, 3)
+    assert rgb.dtype == np.uint8
+    assert rgb.min() > 250
+
+
+def test_a_shade_of_sixteen_bits_can_be_transparent() -> None:
+    grey = np.array([[0, 0x8000, 0xFFFF]], np.uint16)
+    data = picture_bytes(Image.fromarray(grey), "PNG", transparency=0)
+    assert read_image(data)[0, :, 0].tolist() == [255, 128, 255]
+
+
 def test_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     data = picture_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
@@ -153,7 +187,7 @@ def test_image_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
 def test_webp_bomb_is_refused_before_its_canvas_exists() -> None:
     for kind in ({"lossless": True}, {"quality": 50}, {"exif": b"Exif\0\0II*\0\b\0\0\0\0\0"}):
         data = bytearray(picture_bytes(Image.new("RGB", (16, 16)), "WEBP", **kind))
-        assert media._webp_size(bytes(data)) == (16, 16)
+        assert formats.webp_size(bytes(data)) == (16, 16)
     data[24:30] = b"\xff\x3f\x00" * 2
     with pytest.raises(MediaError, match="16384 x 16384"):
         read_image(bytes(data))
@@ -271,6 +305,17 @@ def test_not_a_number_and_overload_are_tamed() -> None:
     hostile = np.array([np.nan, np.inf, -np.inf, 1e30, 0.5], np.float32)
     soundfile.write(out, hostile, 16_000, format="WAV", subtype="FLOAT")
     assert read_audio(out.getvalue()).tolist() == [0.0, 1.0, -1.0, 1.0, 0.5]
+    out = io.BytesIO()
+    pairs = np.array([[np.inf, -np.inf], [3e38, 3e38], [np.nan, 1.0], [0.5, 0.25]], np.float32)
+    soundfile.write(out, pairs, 16_000, format="WAV", subtype="FLOAT")
+    assert read_audio(out.getvalue()).tolist() == [0.0, 1.0, 0.0, 0.375]
+
+
+def test_samples_are_counted_over_all_channels() -> None:
+    data = wav(bytes(2 * 16 * 1000), channels=16)
+    assert len(read_audio(data, Limits(max_samples=16_000))) == 1000
+    with pytest.raises(MediaError, match="more than 15999 samples"):
+        read_audio(data, Limits(max_samples=15_999))
 
 
 @pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3", "WAV"])

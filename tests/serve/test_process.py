@@ -1,0 +1,153 @@
+"""`m27 serve` as a process of its own: it says where it is, drains on SIGTERM, and refuses in one line."""
+
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.serve import live
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without codecs: it answers in words alone."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tiny.write_model(folder)
+    for name in ("image_codec.safetensors", "audio_codec.safetensors"):
+        (folder / name).unlink()
+    return folder
+
+
+def start(model: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "m27.cli", "serve", "--model", str(model), "--precision", "float32", *arguments],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+
+
+class Running:
+    """A process that serves, what it has said, and what it logs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: queue.Queue[str] = queue.Queue()
+        self.logged: list[str] = []
+        for stream, keep in ((process.stdout, self.lines.put), (process.stderr, self.logged.append)):
+            threading.Thread(target=lambda s, k: [k(line) for line in s], args=(stream, keep), daemon=True).start()
+        said = self.lines.get(timeout=120)
+        found = re.fullmatch(r"(\S+) answers at (http://\S+:(\d+))\n", said)
+        assert found, said
+        self.name, self.url, self.port = found[1], found[2], int(found[3])
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def serving(model: Path) -> Iterator[Running]:
+    process = start(model, "--port", "0", "--name", "tiny", "--drain", "20")
+    try:
+        yield Running(process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+        for stream in (process.stdout, process.stderr):
+            stream.close()
+
+
+def test_it_says_where_it_is_and_ends_when_told(serving: Running) -> None:
+    assert serving.lines.get(timeout=10) == "\n"
+    curl = serving.lines.get(timeout=10)
+    assert curl.startswith(f"curl {serving.url}/v1/chat/completions ")
+    body = json.loads(curl.split("-d '")[1].rstrip("'\n")) | {"max_tokens": 4}
+    head = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{serving.url}/v1/chat/completions", json.dumps(body).encode(), head)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert json.load(response)["model"] == serving.name == "tiny"
+    with urllib.request.urlopen(f"{serving.url}/health", timeout=30) as response:
+        health = json.load(response)
+    assert health["status"] == "ok" and health["modalities"] == ["text"]
+    assert serving.end() == 0
+    rows = [json.loads(line) for line in serving.logged]
+    chat = next(row for row in rows if row.get("path") == "/v1/chat/completions")
+    assert chat["status"] == 200 and chat["request_id"] and chat["seconds"] > 0
+    assert chat["completion_tokens"] <= 4
+
+
+def test_sigterm_lets_answers_end_and_takes_no_more(serving: Running) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 700,
+        "temperature": 1.5, "seed": 3,
+    }  # fmt: skip
+    data = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(data)}\r\n\r\n"
+    streams = [socket.create_connection(("127.0.0.1", serving.port), timeout=60) for _ in range(4)]
+    said = [b""] * len(streams)
+    for stream in streams:
+        stream.sendall(head.encode() + data)
+    for k, stream in enumerate(streams):
+        said[k] = stream.recv(200)  # it is under way
+    serving.process.send_signal(signal.SIGTERM)
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends:  # nobody listens any more
+        try:
+            socket.create_connection(("127.0.0.1", serving.port), timeout=5).close()
+        except OSError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("still listening")
+    for k, stream in enumerate(streams):
+        while piece := stream.recv(65_536):
+            said[k] += piece
+        stream.close()
+        assert b"data: [DONE]" in said[k] and b'"finish_reason": "' in said[k]
+    assert serving.process.wait(60) == 0
+
+
+def test_what_cannot_be_is_one_line(model: Path) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = str(taken.getsockname()[1])
+    for arguments, words in (
+        (("--port", port), "cannot be listened at"),
+        (("--host", "0.0.0.0"), "--force"),
+        (("--keys", "nowhere.txt"), "cannot be read"),
+        (("--port", "0", "--adapter", "x"), "NAME=FOLDER"),
+        (("--port", "0", "--waiting", "-1"), "waiting"),
+        (("--port", "0", "--body-mb", "0"), "body_bytes"),
+    ):
+        process = start(model, *arguments)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 2, err
+        assert out == "" and err.count("\n") == 1 and words in err, err
+    taken.close()
+
+
+def test_a_public_address_with_a_key(model: Path) -> None:
+    process = start(model, "--host", "0.0.0.0", "--port", "0", M27_API_KEYS="sk-0123456789abcdef")
+    serving = Running(process)
+    connection = live.http.client.HTTPConnection("127.0.0.1", serving.port, timeout=30)
+    connection.request("GET", "/v1/models", headers={"Host": "some.name"})
+    assert live.Answer(connection.getresponse()).status == 401
+    connection.close()
+    assert serving.end() == 0
+    process.stdout.close()
+    process.stderr.close()
