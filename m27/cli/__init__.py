@@ -36,12 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Under `torchrun` the first process runs it; the others are there for the model that it loads.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    rank, world = console.processes()
+    if world == 1:
         _run(arguments)
         return
     from m27.infer import tensor_parallel
 
-    if os.environ.get("RANK", "0") != "0":
+    if rank:
         sys.exit(tensor_parallel.follow())
     try:
         _run(arguments)

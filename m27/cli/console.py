@@ -54,11 +54,18 @@ PrecisionOption = Annotated[
 ]
 
 
+def processes() -> tuple[int, int]:
+    """This process's number and how many there are, as `torchrun` says it; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def standard_input() -> Iterator[TextIO]:
     """Standard input, read as UTF-8 whatever the locale; `InputError` where it is not."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    stream = sys.stdin
+    if isinstance(stream, io.TextIOWrapper):
+        if (stream.encoding, stream.errors) != ("utf-8", "strict"):  # once read, it cannot be told
+            stream.reconfigure(encoding="utf-8", errors="strict")
     try:
         yield sys.stdin
     except UnicodeDecodeError:

@@ -11,6 +11,7 @@ from m27.cli.console import (
     PrecisionOption,
     check_model,
     default_model,
+    processes,
 )
 
 
@@ -36,6 +37,8 @@ def evaluate(
     for name, value in (*numbers, ("--jobs", jobs)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
+    if jobs > 1 and processes()[1] > 1:
+        raise InputError(f"--jobs {jobs}: not under torchrun, whose processes share one engine")
     from m27.eval.run import FAILED
     from m27.eval.run import evaluate as run
 
