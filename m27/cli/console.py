@@ -53,6 +53,8 @@ PrecisionOption = Annotated[
     str, typer.Option(help="Of the weights: auto, float32, bfloat16, int8 or int4.")
 ]
 
+ThreadsOption = Annotated[int, typer.Option("--threads", help="0 for every core.", min=0)]
+
 
 def processes() -> tuple[int, int]:
     """This process's number and how many there are, as `torchrun` says it; (0, 1) without it."""
@@ -63,9 +65,9 @@ def processes() -> tuple[int, int]:
 def standard_input() -> Iterator[TextIO]:
     """Standard input, read as UTF-8 whatever the locale; `InputError` where it is not."""
     stream = sys.stdin
-    if isinstance(stream, io.TextIOWrapper):
-        if (stream.encoding, stream.errors) != ("utf-8", "strict"):  # once read, it cannot be told
-            stream.reconfigure(encoding="utf-8", errors="strict")
+    told = ("utf-8", "strict")  # not again, which is an error once it was read from
+    if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != told:
+        stream.reconfigure(encoding="utf-8", errors="strict")
     try:
         yield sys.stdin
     except UnicodeDecodeError:

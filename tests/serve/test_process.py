@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from m27.infer.store import store
 from tests import tiny
 from tests.serve import live
 
@@ -158,6 +160,27 @@ def test_a_public_address_with_a_key(model: Path) -> None:
     assert serving.end() == 0
     process.stdout.close()
     process.stderr.close()
+
+
+def test_a_folder_of_rounded_weights_is_served(model: Path, tmp_path: Path) -> None:
+    store(model, tmp_path, "int8")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        if (model / name).is_file():
+            shutil.copyfile(model / name, tmp_path / name)
+    process = start(tmp_path, "--port", "0", "--precision", "auto", "--threads", "1")
+    serving = Running(process)
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+    head = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{serving.url}/v1/chat/completions", json.dumps(body).encode(), head)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert json.load(response)["usage"]["completion_tokens"] <= 4
+    assert serving.end() == 0
+    process.stdout.close()
+    process.stderr.close()
+    process = start(tmp_path, "--port", "0")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and out == "" and err.count("\n") == 1
+    assert "holds weights in int8; float32 cannot be had of them" in err
 
 
 def children(pid: int) -> list[int]:
