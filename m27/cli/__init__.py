@@ -32,7 +32,25 @@ app.add_typer(data.app, name="data")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command (of `arguments`, else of the process) and leave with its exit status."""
+    """Run one command (of `arguments`, else of the process) and leave with its exit status.
+
+    Under `torchrun` the first process runs it; the others are there for the model that it loads.
+    """
+    rank, world = console.processes()
+    if world == 1:
+        _run(arguments)
+        return
+    from m27.infer import tensor_parallel
+
+    if rank:
+        sys.exit(tensor_parallel.follow())
+    try:
+        _run(arguments)
+    finally:
+        tensor_parallel.release()
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="m27")
     except BrokenPipeError:
@@ -43,5 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = console.describe(error)
         if line is None:
             raise
-        print(f"m27: {line}", file=sys.stderr)
+        if not getattr(error, "told", False):  # by another process of the same command
+            print(f"m27: {line}", file=sys.stderr)
         sys.exit(2)

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from m27.cli.console import InputError, ModelOption, PrecisionOption, busy, check_model
+from m27.cli.console import (
+    InputError,
+    ModelOption,
+    PrecisionOption,
+    ThreadsOption,
+    busy,
+    check_model,
+)
 
 if TYPE_CHECKING:
     from m27.infer.engine import Engine
@@ -38,7 +45,7 @@ def bench(
     model: ModelOption,
     what: Annotated[list[What] | None, typer.Argument(help="Default: all of them.")] = None,
     precision: PrecisionOption = "auto",
-    threads: Annotated[int, typer.Option(help="0 for every core.")] = 0,
+    threads: ThreadsOption = 0,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt of decode and prefill.")] = 512,
     tokens: Annotated[int, typer.Option(help="Tokens of text that are written.")] = 128,
     requests: Annotated[int, typer.Option(help="Requests of batch, each of half the prompt.")] = 16,

@@ -15,6 +15,7 @@ from m27.cli.console import (
     ModelOption,
     Outputs,
     PrecisionOption,
+    ThreadsOption,
     busy,
     check_model,
     describe,
@@ -54,6 +55,7 @@ def chat(
         bool, typer.Option(help="Show pictures whole, padded with white; else their middle square.")
     ] = False,
     precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
     engine_name: Annotated[
         str, typer.Option("--engine", help="'local', or 'vllm': servers of the exported model.")
     ] = "local",
@@ -91,7 +93,7 @@ def chat(
     parts += [read_part("audio", p) for p in audio or []]
     check_model(model)
     outputs = Outputs(out)
-    engine = connect(model, url) if url else load(model, precision)
+    engine = connect(model, url) if url else load(model, precision, threads)
     if prompt is None:
         Conversation(engine, request, outputs, letterbox, pending=parts).run()
         return
@@ -116,12 +118,12 @@ def connect(folder: Path, urls: list[str]) -> "RemoteEngine":
     return RemoteEngine.load(folder, urls)
 
 
-def load(folder: Path, precision: str = "auto") -> "Engine":
+def load(folder: Path, precision: str = "auto", threads: int = 0) -> "Engine":
     """The engine of a model folder, with a sign of life while it loads."""
     with busy("loading the weights"):
         from m27.infer.engine import Engine
 
-        return Engine.load(folder, precision=precision)
+        return Engine.load(folder, precision=precision, threads=threads)
 
 
 def read_part(kind: str, path: Path, letterbox: bool = False) -> dict[str, Any]:

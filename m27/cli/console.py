@@ -53,12 +53,21 @@ PrecisionOption = Annotated[
     str, typer.Option(help="Of the weights: auto, float32, bfloat16, int8 or int4.")
 ]
 
+ThreadsOption = Annotated[int, typer.Option("--threads", help="0 for every core.", min=0)]
+
+
+def processes() -> tuple[int, int]:
+    """This process's number and how many there are, as `torchrun` says it; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
 
 @contextmanager
 def standard_input() -> Iterator[TextIO]:
     """Standard input, read as UTF-8 whatever the locale; `InputError` where it is not."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    stream = sys.stdin
+    told = ("utf-8", "strict")  # not again, which is an error once it was read from
+    if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != told:
+        stream.reconfigure(encoding="utf-8", errors="strict")
     try:
         yield sys.stdin
     except UnicodeDecodeError:

@@ -9,8 +9,10 @@ from m27.cli.console import (
     CHECKOUT,
     InputError,
     PrecisionOption,
+    ThreadsOption,
     check_model,
     default_model,
+    processes,
 )
 
 
@@ -23,6 +25,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="Questions answered together.")] = 32,
     jobs: Annotated[int, typer.Option(help="Tasks measured at once, a thread each.")] = 1,
     precision: PrecisionOption = "auto",
+    threads: ThreadsOption = 0,
     resume: Annotated[bool, typer.Option(help="Keep the rows that the folder has.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the rows and answers.")] = Path("out/eval"),
 ) -> None:
@@ -36,12 +39,16 @@ def evaluate(
     for name, value in (*numbers, ("--jobs", jobs)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
+    if jobs > 1 and threads > 1:
+        raise InputError(f"--threads {threads}: with --jobs each task has one")
+    if jobs > 1 and processes()[1] > 1:
+        raise InputError(f"--jobs {jobs}: not under torchrun, whose processes share one engine")
     from m27.eval.run import FAILED
     from m27.eval.run import evaluate as run
 
     rows = run(
         folder, only=task or (), samples=samples, validity=validity, seed=seed, batch=batch,
-        jobs=jobs, resume=resume, out=out, precision=precision,
+        jobs=jobs, resume=resume, out=out, precision=precision, threads=threads,
     )  # fmt: skip
     if failed := [row for row in rows if row.note.startswith(FAILED)]:
         raise InputError(f"{failed[0].task} {failed[0].note} ({len(failed)} of {len(rows)} tasks)")

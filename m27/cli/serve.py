@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from m27.cli.console import InputError, ModelOption, PrecisionOption, busy, check_model
+from m27.cli.console import (
+    InputError,
+    ModelOption,
+    PrecisionOption,
+    ThreadsOption,
+    busy,
+    check_model,
+)
 
 
 def serve(
@@ -17,7 +24,7 @@ def serve(
         str | None, typer.Option(help="What the model is called; default: its folder.")
     ] = None,
     precision: PrecisionOption = "auto",
-    threads: Annotated[int, typer.Option(help="0 for every core.")] = 0,
+    threads: ThreadsOption = 0,
     keys: Annotated[
         Path | None, typer.Option(help="A file with a key a line: NAME KEY [rpm=N] [concurrent=N] [body=N].")
     ] = None,

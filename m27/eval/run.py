@@ -53,10 +53,13 @@ class _Setting:
     batch: int
     out: Path
     precision: str = "auto"
+    threads: int = 0
 
-    def bench(self, threads: int = 0) -> Bench:
-        limits = Limits(sequences=self.batch)
-        engine = Engine.load(self.folder, precision=self.precision, threads=threads, limits=limits)
+    def bench(self) -> Bench:
+        engine = Engine.load(
+            self.folder, precision=self.precision, threads=self.threads,
+            limits=Limits(sequences=self.batch),
+        )  # fmt: skip
         return Bench(engine, self.folder, self.origin, self.samples, self.validity, self.out)
 
 
@@ -72,15 +75,16 @@ def evaluate(
     resume: bool = False,
     out: str | Path = "out/eval",
     precision: str = "auto",
+    threads: int = 0,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Run tasks on the weights in `folder`; the rows come back, and are in `out` as JSON lines.
 
     `samples` a task, `validity` random prompts for the structure task, `batch` rows at a time in
-    each of `jobs` processes, in the `precision` of `Engine.load`; `say` is told the table at the
-    end, and a line a task on standard error as it is done. A task that fails has a row whose note
-    begins with `FAILED`, and the others go on. With `resume`, rows in `out` of the same origin and
-    settings are kept, failed ones not.
+    each of `jobs` processes, in the `precision` and with the `threads` of `Engine.load` (of several
+    processes each has one thread); `say` is told the table at the end, and a line a task on standard
+    error as it is done. A task that fails has a row whose note begins with `FAILED`, and the others
+    go on. With `resume`, rows in `out` of the same origin and settings are kept, failed ones not.
     Raises EvalError for an unknown task or numbers below 1.
     """
     tasks = chosen(only)
@@ -90,7 +94,7 @@ def evaluate(
             raise EvalError(f"{label} must be at least 1, not {value}")
     folder, out = Path(folder), Path(out)
     origin = Origin(seed=seed, commit=commit(), weights=weights_revision(folder))
-    setting = _Setting(folder, origin, samples, validity, batch, out, precision)
+    setting = _Setting(folder, origin, samples, validity, batch, out, precision, threads)
     rows, records = _kept(setting) if resume else ({}, {})
     todo = [task.name for task in tasks if task.name not in rows]
     _write_settings(setting)
@@ -127,7 +131,7 @@ _bench: Bench | None = None  # of this process; a worker has one engine for all 
 def _begin(setting: _Setting) -> None:
     global _bench
     torch.set_num_threads(1)
-    _bench = setting.bench(threads=1)
+    _bench = replace(setting, threads=1).bench()
 
 
 def _measure(name: str) -> tuple[Row, Records]:

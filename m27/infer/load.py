@@ -54,6 +54,9 @@ def load_engine(
     the C++ step, "torch" the other; "auto" is "cpu" on a CPU where it can be had. `threads`: 0 for
     all. `cache`: of keys and values. Further options go to the engine. Raises RequestError for what is
     unknown or cannot be had, and the typed error of the room whose file is missing or wrong.
+
+    Under `torchrun` with several processes the model is cut over them (`m27.infer.tensor_parallel`):
+    the engine comes back in the first, the others follow it, and leave with SystemExit when it ends.
     """
     if not Path(folder).is_dir():
         raise RequestError(f"{folder}: no model here")
@@ -63,6 +66,10 @@ def load_engine(
     ):  # fmt: skip
         if value not in known:
             raise RequestError(f"{name} is one of {', '.join(known)}, not {value!r}")
+    if runtime.ranks()[0]:
+        from m27.infer import tensor_parallel
+
+        sys.exit(tensor_parallel.follow())
     limits = limits or Limits()
     processor = Processor.load(folder)
     runner = load_runner(folder, precision, device, backend, threads, limits, cache)
@@ -87,7 +94,10 @@ def load_runner(
     held = held_precision(folder)
     if held and precision not in ("auto", held):
         raise RequestError(f"{folder}: holds weights in {held}; {precision} cannot be had of them")
-    if where.type == "cpu" and backend != "torch":
+    parallel = runtime.ranks()[1] > 1
+    if parallel and backend == "cpu":
+        raise RequestError("backend 'cpu' runs in one process")
+    if where.type == "cpu" and backend != "torch" and not parallel:
         wanted = held or ("int8" if precision == "auto" else precision)
         runner = _cpu_runner(folder, wanted, threads, limits, cache, must=backend == "cpu")
         if runner is not None:
@@ -95,10 +105,18 @@ def load_runner(
     elif backend == "cpu":
         raise RequestError(f"backend 'cpu' does not run on {where}")
     if precision in ("int8", "int4"):
-        raise RequestError(f"precision {precision} needs the CPU backend")
+        alone = ", which runs in one process" if parallel else ""
+        raise RequestError(f"precision {precision} needs the CPU backend{alone}")
     dtype = runtime.dtype(precision, where)
     if cache == "int8":
         raise RequestError("a cache in int8 needs the CPU backend")
+    if parallel:
+        from m27.infer import tensor_parallel
+
+        return tensor_parallel.lead(
+            folder, dtype, where, threads, blocks=limits.blocks, cache_bytes=limits.cache_bytes,
+            cache_dtype=None if cache == "auto" else cache,
+        )  # fmt: skip
     if threads:
         torch.set_num_threads(threads)
     model = checkpoint.load(folder, dtype=dtype).to(where)

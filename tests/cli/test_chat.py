@@ -71,6 +71,14 @@ def test_input_that_is_not_utf8_is_told(run, monkeypatch: pytest.MonkeyPatch) ->
         assert (done.status, done.err) == (2, "m27: standard input: is not UTF-8\n")
 
 
+def test_a_conversation_from_a_pipe(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = io.TextIOWrapper(io.BytesIO("hello\ncafé\n/quit\n".encode()), "ascii", "surrogateescape")
+    monkeypatch.setattr("sys.stdin", lines)
+    done = run("chat", "--modalities", "text", "--max-tokens", "4", "--temperature", "0")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.count("[cut at the most tokens allowed]") == 2
+
+
 @pytest.mark.parametrize("option", ["--image", "--audio"])
 def test_unusable_files_give_one_line_and_status_2(run, option: str, tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()

@@ -70,6 +70,29 @@ def test_rounded_weights_are_a_model_for_our_own_commands(run, model: Path, prec
     assert run("export", "--to", "hf", "--model", "small", "--out", "wide").status == 0
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_every_command_takes_a_folder_of_rounded_weights(run, precision: str) -> None:
+    """`m27 serve` does in tests/serve/test_process.py."""
+    assert run("export", "--to", precision, "--out", "small").status == 0
+    step = find_compiler() is not None  # without it torch runs, which widens the blocks
+    for wanted in ("auto", precision) if step else ("auto",):
+        how = ("--precision", wanted, "--threads", "1")
+        done = run("chat", "hi", "--model", "small", "--modalities", "text", "--json", *how)
+        assert done.status == 0, done.err
+        small = ("--prompt", "24", "--tokens", "4", "--runs", "1", "--json")
+        done = run("bench", "decode", "--model", "small", *small, *how)
+        assert done.status == 0, done.err
+        found = json.loads(done.out)
+        assert found["threads"] == 1 and (precision in found["precision"] or not step)
+        tasks = ("--task", "structure", "--task", "capital", "--validity", "7", "--out", wanted)
+        done = run("eval", "small", *tasks, *how)
+        assert done.status == 0, done.err
+        rows = [json.loads(line) for line in Path(wanted, "rows.jsonl").read_text().splitlines()]
+        assert [row["task"] for row in rows] == ["capital", "structure"]
+    done = run("eval", "small", "--task", "structure", "--precision", "float32")
+    assert (done.status, done.err.count("\n")) == (2, 1) and "holds weights in" in done.err
+
+
 def test_exports_that_are_refused(run, model: Path) -> None:
     for arguments in (
         ("--out", "x", "--to", "onnx"),

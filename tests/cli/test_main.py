@@ -39,7 +39,8 @@ def test_unknown_commands_and_options_leave_with_2(run) -> None:
 
 
 def test_eval_refuses_what_it_cannot_score(run) -> None:
-    for arguments in (("nowhere",), ("nano", "--samples", "0"), ("nano", "--task", "unicorns")):
+    for arguments in (("nowhere",), ("nano", "--samples", "0"), ("nano", "--task", "unicorns"),
+                      ("nano", "--jobs", "2", "--threads", "2")):  # fmt: skip
         done = run("eval", *arguments)
         assert done.status == 2
         assert done.err.count("\n") == 1

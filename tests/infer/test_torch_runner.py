@@ -1,8 +1,5 @@
-"""torch_runner.py, graphs.py and tensor_parallel.py: steps give the decoder's own logits, however cut."""
+"""torch_runner.py and graphs.py: steps give the decoder's own logits, however cut."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -152,41 +149,6 @@ def test_a_padded_decoding_step_is_the_same_step(ahead: int) -> None:
     assert np.allclose(plain, got, atol=1e-5)
     assert not decodes(batch([(list(range(17)), 0, list(range(5)))], [], 4))
     assert not decodes(batch([([1], 0, [0])], [], 4, adapters=[0]))
-
-
-PARALLEL = """
-import sys, torch
-import torch.distributed as dist
-from m27.infer.engine import Engine
-from m27.infer.tensor_parallel import ParallelRunner, join
-from tests import tiny
-from tests.infer import mixed
-torch.set_num_threads(1)
-join()
-runner = ParallelRunner(tiny.decoder(), blocks=60)
-if runner.rank:
-    runner.follow()
-else:
-    asked = mixed.requests(8)
-    got = Engine(runner, tiny.processor()).answer(asked)
-    runner.close()
-    naive = tiny.naive()
-    assert all(mixed.differences(naive.chat(a), b) == [] for a, b in zip(asked, got))
-    assert runner.facts()["processes"] == 2
-    print("equal")
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_answer_as_one() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, "--no-python", sys.executable, "-c", PARALLEL],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."},
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "equal" in done.stdout
 
 
 @pytest.mark.gpu

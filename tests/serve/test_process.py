@@ -1,9 +1,11 @@
 """`m27 serve` as a process of its own: it says where it is, drains on SIGTERM, and refuses in one line."""
 
+import contextlib
 import json
 import os
 import queue
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from m27.infer.store import store
 from tests import tiny
 from tests.serve import live
 
@@ -32,9 +35,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(model: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+
+
+def start(
+    model: Path, *arguments: str, before: tuple[str, ...] = (), **environment: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "m27.cli", "serve", "--model", str(model), "--precision", "float32", *arguments],
+        [sys.executable, "-m", *before, "m27.cli", "serve", "--model", str(model), "--precision", "float32",
+         *arguments],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
@@ -149,5 +158,73 @@ def test_a_public_address_with_a_key(model: Path) -> None:
     assert live.Answer(connection.getresponse()).status == 401
     connection.close()
     assert serving.end() == 0
+    process.stdout.close()
+    process.stderr.close()
+
+
+def test_a_folder_of_rounded_weights_is_served(model: Path, tmp_path: Path) -> None:
+    store(model, tmp_path, "int8")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        if (model / name).is_file():
+            shutil.copyfile(model / name, tmp_path / name)
+    process = start(tmp_path, "--port", "0", "--precision", "auto", "--threads", "1")
+    serving = Running(process)
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+    head = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{serving.url}/v1/chat/completions", json.dumps(body).encode(), head)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert json.load(response)["usage"]["completion_tokens"] <= 4
+    assert serving.end() == 0
+    process.stdout.close()
+    process.stderr.close()
+    process = start(tmp_path, "--port", "0")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and out == "" and err.count("\n") == 1
+    assert "holds weights in int8; float32 cannot be had of them" in err
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="processes are read from /proc")
+def test_two_processes_serve_one_model_and_end_together(model: Path) -> None:
+    process = start(model, "--port", "0", "--name", "tiny", before=TORCHRUN)
+    serving = Running(process)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 300, "temperature": 1.5, "seed": 3}
+    head = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{serving.url}/v1/chat/completions", json.dumps(body).encode(), head)
+    said: list[bytes] = []
+
+    def ask() -> None:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            said.append(response.read())
+
+    ask()
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends:  # the answers are under way when the stop comes
+        with urllib.request.urlopen(f"{serving.url}/metrics", timeout=30) as response:
+            running = re.search(r"^m27_\w*running\w* ([\d.]+)", response.read().decode(), re.MULTILINE)
+        if len(said) > 1 or (running and float(running[1]) >= 4):
+            break
+    process.send_signal(signal.SIGTERM)
+    for asker in askers:
+        asker.join(60)
+    answers = {json.loads(answer)["choices"][0]["message"]["content"] for answer in said}
+    assert len(said) == 5 and len(answers) == 1
+    process.wait(60)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert not [line for line in serving.logged if line.startswith("m27: ")]
     process.stdout.close()
     process.stderr.close()
