@@ -106,9 +106,7 @@ class Library:
         w = weight_RC.detach().float().contiguous()
         rows, groups = len(w), -(-w.shape[1] // BLOCK)
         four = kind == "int4"
-        q = torch.empty(
-            (rows, groups * (16 if four else BLOCK)), dtype=torch.uint8 if four else torch.int8
-        )
+        q = torch.empty((rows, groups * (16 if four else BLOCK)), dtype=torch.uint8 if four else torch.int8)
         scale = torch.empty((rows, groups), dtype=torch.float16)
         minimum = torch.empty_like(scale) if four else None
         self.raw.m27_round(

@@ -37,11 +37,7 @@ _VECTORS = {
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+?)(?:\.weight)?")
 _EMBED, _HEAD, _LAST = 7, 8, 4
 # The parts that have a kind of their own, each with a matrix of it.
-_KINDS = {
-    "body": "mlp.up_proj.weight",
-    "careful": "self_attn.o_proj.weight",
-    "head": "lm_head.weight",
-}
+_KINDS = {"body": "mlp.up_proj.weight", "careful": "self_attn.o_proj.weight", "head": "lm_head.weight"}
 
 
 class CpuRunner:

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from m27.infer.cpu import CpuRunner, binding, build, drawing
-from m27.infer.request import Sampling
+from m27.infer.engine import Engine
+from m27.infer.request import Request, Sampling
 from m27.infer.runner import RunnerError, Wanted
 from m27.infer.sampler import Sampler, guide, ids_of
+from m27.infer.scheduler import Limits
+from tests import tiny
+from tests.infer import mixed
 from tests.infer.cpu.steps import CONFIGS, ids, model, step
 
 LEVELS = ("portable", "avx2", "avx512")
@@ -201,3 +205,52 @@ def test_a_ufunc_that_is_not_as_documented_is_not_called(monkeypatch):
     assert drawing._loop(np.exp) is None
     assert ctypes.sizeof(drawing.Draws) == 5 * ctypes.sizeof(ctypes.c_void_p)
     assert drawing.DRAW.itemsize == 56
+
+
+def test_an_engine_answers_alike_whoever_draws(library, monkeypatch):
+    """Text, pictures and sounds, guided, penalised, speculating, with logprobs, several samples."""
+    asked, counts = mixed.requests(40), {}
+
+    def answers(draws, **limits):
+        runner = CpuRunner.load(tiny.decoder(), precision="float32", blocks=2000, threads=2)
+        runner.draws, run = draws, runner.run
+
+        def counting(batch):
+            for wanted in batch.wanted:
+                kind = "drawn" if wanted.draws else "logits"
+                counts[draws, kind] = counts.get((draws, kind), 0) + len(wanted.draws or wanted.tokens)
+            return run(batch)
+
+        monkeypatch.setattr(runner, "run", counting)
+        engine = Engine(runner, tiny.processor(), Limits(**limits), draft=mixed.repeats)
+        return mixed.arriving(engine, asked, seed=3)
+
+    expected = answers(False)
+    for limits in ({}, {"chunk": 3, "tokens": 40}):
+        got = answers(True, **limits)
+        assert [mixed.differences(*pair) for pair in zip(expected, got, strict=True)] == [[]] * 40
+    assert (False, "drawn") not in counts
+    assert counts[True, "drawn"] > 500 and counts[True, "logits"] > 100
+
+
+def test_an_answer_that_cannot_be_drawn_fails_alone(library, monkeypatch):
+    runner = CpuRunner.load(tiny.decoder(), precision="float32", blocks=100, threads=1)
+    engine, run = Engine(runner, tiny.processor()), runner.run
+    messages = [{"role": "user", "content": "a"}]
+    bad, good = (engine.add(Request(messages, modalities=("text",), max_tokens=5, seed=n)) for n in range(2))
+
+    def spoilt(batch):
+        out = run(batch)
+        for wanted, found in zip(batch.wanted, out, strict=True):
+            if wanted.draws:
+                found[0] = -1
+        return out
+
+    monkeypatch.setattr(runner, "run", spoilt)
+    told = engine.step()
+    monkeypatch.setattr(runner, "run", run)
+    while engine.busy():
+        told += engine.step()
+    errors = [(number, event["message"]) for number, event in told if event["type"] == "error"]
+    assert errors == [(bad, "ValueError: no id is allowed here")]
+    assert [number for number, event in told if event["type"] == "done"] == [good]
