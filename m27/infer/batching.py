@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m27.infer.runner import Answered, Batch, Floats, Spans, Wanted
+from m27.infer.runner import Answered, Batch, Draw, Floats, Spans, Wanted
 from m27.infer.sampler import guide
 from m27.infer.scheduler import Feed
 from m27.infer.sequence import Sequence
+from m27.infer.turn import Answer
 
 Place = tuple[int, int]  # which of `wanted`, and the row in it
 
@@ -21,17 +22,20 @@ Place = tuple[int, int]  # which of `wanted`, and the row in it
 @dataclass
 class Rows:
     """Where the logits of one answer are to be found: a row for its next id and after each draft,
-    and the rows that guide these, if any do. With `best` it is the id that stands there."""
+    and the rows that guide these, if any do. With `settled` it is the next id that stands there."""
 
     feed: Feed
     rows: list[Place]
     guides: list[Place]
-    best: bool = False
+    settled: bool = False
 
     def id(self, logits: Ordered[Answered]) -> int:
-        """The best id, where that was asked for."""
+        """The next id, where the runner settles it. Raises ValueError where it could not."""
         wanted, place = self.rows[0]
-        return int(logits[wanted][place])
+        id = int(logits[wanted][place])
+        if id < 0:
+            raise ValueError("no id is allowed here")
+        return id
 
     def logits_of(self, number: int, logits: Ordered[Answered]) -> Floats:
         """The logits of the `number`-th of these, guided where something guides it."""
@@ -54,7 +58,7 @@ class _Writer:
         self.starts = [0]
         self.sequences: list[Sequence] = []
         self.adapters: list[int] = []
-        self.wanted: dict[tuple[Spans, bool], tuple[int, list[int]]] = {}
+        self.wanted: dict[tuple[Spans, str], tuple[int, list[int], list[Draw]]] = {}
 
     def add(self, sequence: Sequence, ids: Ordered[int], adapter: int) -> int:
         """Add the next ids of a sequence; the place of the last of them."""
@@ -72,11 +76,20 @@ class _Writer:
         self.adapters.append(adapter)
         return len(self.ids) - 1
 
-    def want(self, spans: Spans, token: int, best: bool = False) -> Place:
-        """Ask for logits after a token, or for the best id."""
-        number, tokens = self.wanted.setdefault((spans, best), (len(self.wanted), []))
+    def want(self, spans: Spans, token: int, what: str = "logits") -> Place:
+        """Ask for logits after a token, or for the "best" id."""
+        number, tokens, _ = self.wanted.setdefault((spans, what), (len(self.wanted), [], []))
         tokens.append(token)
         return number, len(tokens) - 1
+
+    def draw(self, answer: Answer, places: Ordered[int]) -> Place:
+        """Ask for the next id of an answer, after the token at the first place, guided by those after
+        one at a second."""
+        number, row = self.want(answer.spans, places[0], "draw")
+        other = self.want(answer.spans, places[1], "draw")[1] if len(places) > 1 else -1
+        draws = self.wanted[answer.spans, "draw"][2]
+        draws.append(answer.draw(row, other))
+        return number, len(draws) - 1
 
     def batch(self) -> Batch:
         """All of it."""
@@ -92,13 +105,19 @@ class _Writer:
             np.array(self.starts, dtype=np.int32),
             tables,
             np.array(self.adapters, dtype=np.int32),
-            [Wanted(spans, tokens, best) for (spans, best), (_, tokens) in self.wanted.items()],
+            [
+                Wanted(spans, tokens, what == "best", draws)
+                for (spans, what), (_, tokens, draws) in self.wanted.items()
+            ],
         )
 
 
-def assemble(feeds: Ordered[Feed], size: int, picks: bool = False) -> tuple[Batch, list[Rows]]:
+def assemble(
+    feeds: Ordered[Feed], size: int, picks: bool = False, draws: bool = False
+) -> tuple[Batch, list[Rows]]:
     """The step that computes `feeds`, with blocks of `size`; and where each answer that can go on
-    finds its logits, or its next id where that is the best one and the runner `picks` it."""
+    finds its logits, or its next id where that is the best one and the runner `picks` it, or where the
+    runner `draws` it."""
     writer = _Writer(size)
     rows = []
     for feed in feeds:
@@ -112,8 +131,11 @@ def assemble(feeds: Ordered[Feed], size: int, picks: bool = False) -> tuple[Batc
             places.append(writer.add(sequence, ids + feed.drafts, work.adapter))
         if not feed.whole:
             continue
+        if draws and not feed.drafts and work.answer.drawable:
+            rows.append(Rows(feed, [writer.draw(work.answer, places)], [], True))
+            continue
         if picks and len(places) == 1 and not feed.drafts and work.answer.plain:
-            rows.append(Rows(feed, [writer.want(work.answer.spans, places[0], True)], [], True))
+            rows.append(Rows(feed, [writer.want(work.answer.spans, places[0], "best")], [], True))
             continue
         spans = [work.answer.spans, *feed.ahead]
         asked: list[list[Place]] = [[], []]

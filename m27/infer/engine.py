@@ -271,8 +271,8 @@ class Engine:
 
     def _schedule(self) -> _Plan:
         feeds = self.scheduler.schedule(self._propose)
-        picks = getattr(self.runner, "picks", False)
-        return _Plan(feeds, *assemble(feeds, self.blocks.size, picks)) if feeds else _Plan([])
+        able = (getattr(self.runner, name, False) for name in ("picks", "draws"))
+        return _Plan(feeds, *assemble(feeds, self.blocks.size, *able)) if feeds else _Plan([])
 
     def _run(self, plan: _Plan) -> list[Answered]:
         if plan.batch is None:
@@ -310,7 +310,7 @@ class Engine:
         work, answer, drafts = row.feed.work, row.feed.work.answer, row.feed.drafts
         drawing, sequences, accepted = answer.medium == "image", work.sequences, 0
         for number in range(len(row.rows)):
-            id = row.id(logits) if row.best else answer.choose(row.logits_of(number, logits))
+            id = row.id(logits) if row.settled else answer.choose(row.logits_of(number, logits))
             length = len(work.main.ids)
             self._take(work, id)
             self._force(work)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m27.infer.request import Sampling
+from m27.infer.runner import Draw
 
 Spans = tuple[tuple[int, int], ...]  # half-open ranges of ids, ascending
 Floats = npt.NDArray[np.float32]
@@ -123,18 +124,38 @@ class Sampler:
             place -= end - start
         raise ValueError("no id is allowed here")
 
+    def draw(
+        self,
+        spans: Spans,
+        medium: str,
+        redirects: Sequence[tuple[int, int]] = (),
+        row: int = 0,
+        other: int = -1,
+        guidance: float = 1.0,
+    ) -> Draw:
+        """What `choose` would do, for a runner that draws: from row `row` of its logits, guided by row
+        `other`."""
+        s = self.settings[medium]
+        seen = self._seen_among(spans) if s.repetition_penalty != 1.0 else self._places[:0]
+        return Draw(
+            row, other, guidance, self._draw_key(), s.temperature, s.top_k, s.top_p, s.min_p,
+            s.repetition_penalty, seen, redirects,
+        )  # fmt: skip
+
+    def _draw_key(self) -> int:
+        return _mix((self._key + self.number * _STEP) & _MASK)
+
     def _pick(self, logits_K: Floats, spans: Spans, settings: Sampling) -> int:
         if settings.temperature == 0.0:
             best = int(logits_K.argmax()) if len(logits_K) else 0
-            if not len(logits_K) or logits_K[best] == -np.inf:
+            if not len(logits_K) or not logits_K[best] > -np.inf:
                 raise ValueError("no id is allowed here")
             return best
         places_C, weights_C = candidates(logits_K, settings)
         if len(places_C) == 1:
             return int(places_C[0])
         ids_C = ids_of(spans)[places_C] if len(places_C) < len(logits_K) else ids_of(spans)
-        key = _mix((self._key + self.number * _STEP) & _MASK)
-        return int(places_C[int((race(ids_C, key) / weights_C).argmin())])
+        return int(places_C[int((race(ids_C, self._draw_key()) / weights_C).argmin())])
 
 
 def penalize(logits_K: Floats, places: Ints, settings: Sampling) -> None:
@@ -163,7 +184,7 @@ def candidates(logits_K: Floats, settings: Sampling) -> tuple[Ints, Floats]:
     is allowed.
     """
     best = logits_K.max() if len(logits_K) else np.float32(-np.inf)
-    if best == -np.inf:
+    if not -np.inf < best < np.inf:
         raise ValueError("no id is allowed here")
     temperature = np.float32(settings.temperature)
     places_C: Ints | None = None

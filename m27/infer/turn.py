@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from m27.infer.draft import next_codes
 from m27.infer.request import Event, Request, RequestError, Usage
+from m27.infer.runner import Draw
 from m27.infer.sampler import Floats, Sampler, Spans, log_probabilities, place_of
 from m27.infer.stops import Stops
 from m27.language.grammar import Grammar
@@ -164,6 +165,16 @@ class Answer:
         """Whether `choose` would take the id of `spans` with the highest logit, and ask no more."""
         asks = self.mask_K is not None or self._logprobs is not None or bool(self.redirects)
         return not asks and self.sampler.settings[self.medium].greedy
+
+    @property
+    def drawable(self) -> bool:
+        """Whether a runner may draw in the place of `choose`: the logits are asked for by nobody else."""
+        return self.mask_K is None and self._logprobs is None
+
+    def draw(self, row: int, other: int) -> Draw:
+        """What `choose` would do, for a runner that draws; see `Sampler.draw`."""
+        guidance = self.turn.request.guidance
+        return self.sampler.draw(self.spans, self.medium, self.redirects, row, other, guidance)
 
     def choose(self, logits_K: Floats) -> int:
         """The next id, given the logits of the ids of `spans` (which may be changed); `take` it."""

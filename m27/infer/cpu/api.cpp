@@ -51,6 +51,25 @@ int m27_run(Model* m, const Batch* batch, char* error, size_t room) {
   return guarded(error, room, [&] { m->run(*batch); });
 }
 
+// Draws from rows [R, K] of one question that are there already; they are changed.
+int m27_draw(float* rows, const int32_t* spans, int count, const Draws* draws, int number, int threads, char* error,
+             size_t room) {
+  return guarded(error, room, [&] {
+    Pool pool(threads);
+    std::vector<Drawer> drawers(threads);
+    const Spans ids{spans, count};
+    for (Drawer& drawer : drawers) drawer.reserve(ids.ids());
+    std::atomic<int> entered{0};
+    auto body = [&] {
+      Drawer& drawer = drawers[entered.fetch_add(1)];
+      pool.share(number, [&](int begin, int end) {
+        for (; begin < end; ++begin) drawer.draw(*draws, begin, ids, rows);
+      });
+    };
+    pool.run(body);
+  });
+}
+
 int m27_add_adapter(Model* m) { return m->add_adapter(); }
 
 int m27_set_adapter(Model* m, int number, int layer, int part, int rank, int in, int out, const float* a,

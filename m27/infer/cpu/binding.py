@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from m27.infer import quantize
-from m27.infer.cpu import build
+from m27.infer.cpu import build, drawing
 from m27.model.gguf import BLOCK, Blocks
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
@@ -34,7 +34,7 @@ _SHAPE = (
 _COUNTS = ("tokens", "sequences", "width", "questions")
 _ARRAYS = (
     "ids", "positions", "slots", "starts", "tables", "adapters", "rows", "row_starts", "spans",
-    "span_starts", "out",
+    "span_starts", "out", "draw_starts", "draws",
 )  # fmt: skip
 
 
@@ -72,6 +72,7 @@ class Library:
             ("m27_set_vector", _I, [_P, _I, _I, _P, *text]),
             ("m27_run", _I, [_P, _P, *text]),
             ("m27_add_adapter", _I, [_P]),
+            ("m27_draw", _I, [_P, _P, _I, _P, _I, _I, *text]),
             ("m27_set_adapter", _I, [_P, _I, _I, _I, _I, _I, _I, _P, _P, *text]),
             ("m27_remove_adapter", _I, [_P, _I, *text]),
             ("m27_bytes", _S, [_P, _I]),
@@ -86,6 +87,11 @@ class Library:
             function = getattr(self.raw, name)
             function.restype, function.argtypes = result, arguments
         self.block: int = self.raw.m27_block()
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether ids can be drawn here: see `drawing.agrees`."""
+        return drawing.agrees(self.raw)
 
     def call(self, name: str, *arguments: Any) -> int | None:
         """Call a function that takes room for an error's text; raises StepError with it."""

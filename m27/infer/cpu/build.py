@@ -19,7 +19,10 @@ from pathlib import Path
 from m27.runtime import cpu_flags
 
 FOLDER = Path(__file__).resolve().parent
-SOURCES = ("vec.h", "dot.h", "pool.h", "product.h", "rounding.h", "attention.h", "model.h", "step.h", "api.cpp")
+SOURCES = (
+    "vec.h", "dot.h", "pool.h", "product.h", "rounding.h", "attention.h", "draw.h", "model.h", "step.h",
+    "api.cpp",
+)  # fmt: skip
 LEVELS = ("avx512", "avx2", "portable")
 
 # Floating point is strict: no reordering, and no fused product and sum but where the source says so.

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "attention.h"
+#include "draw.h"
 
 namespace m27 {
 
@@ -27,7 +28,9 @@ struct Batch {
   const int32_t *ids, *positions, *slots, *starts, *tables, *adapters;
   const int32_t *rows, *row_starts;    // places in T of all questions; where each question's begin
   const int32_t *spans, *span_starts;  // (from, to) of all questions; where each question's begin
-  float* const* out;                   // [rows, ids] for each question
+  float* const* out;                   // [rows, ids] for each question that has no draws
+  const int32_t* draw_starts;          // where each question's draws begin; their rows are not given out
+  const Draws* draws;
 };
 
 struct LowRank {
@@ -77,6 +80,7 @@ class Model {
     if (!s.tied) head_.reserve(weights_, Kind(s.head), round16(s.vocab) / kRows, s.dim);
     rooms_.resize(s.threads);
     for (auto& room : rooms_) room = std::make_unique<Room>();
+    drawers_.resize(s.threads);
   }
 
   // Rows `row` … of one part, as `Matrix::put` takes them: `bytes` from one row to the next.
@@ -166,7 +170,10 @@ class Model {
   void chunk(const Batch& b, const Layer& layer, const Tile& tile, int head, int number, Room& room, Soft* soft) const;
   void finish(const Tile& tile, int head, const Soft* soft, const float* out);
   void adapt(int layer, Part part, const Acts& in, float* y, size_t stride, int step);
-  void answer(const Batch& b);
+  void answer(const Batch& b, int thread);
+  static Spans spans_of(const Batch& b, int question) {
+    return {b.spans + 2 * b.span_starts[question], b.span_starts[question + 1] - b.span_starts[question]};
+  }
 
   Shape s_;
   float eps_;
@@ -193,6 +200,9 @@ class Model {
   std::vector<float> parts_;      // their values
   std::vector<Soft> softs_;
   std::atomic<int> entered_{0};
+  std::vector<size_t> drawn_at_;  // where the rows of each question lie in `drawn_`
+  std::vector<float> drawn_;
+  std::vector<Drawer> drawers_;  // of each thread
 };
 
 }  // namespace m27

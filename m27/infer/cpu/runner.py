@@ -21,7 +21,8 @@ from torch import Tensor
 from m27.infer import quantize
 from m27.infer.cpu import binding
 from m27.infer.cpu.binding import CACHES, KINDS, Shape, Step, StepError, address
-from m27.infer.runner import Adapter, Batch, Floats, RunnerError, Wanted
+from m27.infer.cpu.drawing import Packed
+from m27.infer.runner import Adapter, Answered, Batch, Floats, RunnerError, Wanted
 from m27.model.config import Config
 from m27.model.decoder import Decoder
 from m27.model.gguf import Blocks
@@ -46,6 +47,7 @@ class CpuRunner:
         self.config = config
         self.blocks = blocks
         self.block_size = library.block
+        self.draws = library.draws
         self._library = library
         self._handle = handle
         self._facts: dict[str, Any] = {}
@@ -110,7 +112,7 @@ class CpuRunner:
         }
         return runner
 
-    def run(self, batch: Batch) -> list[Floats]:
+    def run(self, batch: Batch) -> list[Answered]:
         """One step, as `Runner.run`. A batch that is not in order is refused; nothing is written then."""
         arrays = [
             _ints(batch, name)
@@ -124,12 +126,23 @@ class CpuRunner:
             raise RunnerError("starts, tables and adapters are not of the same number of sequences")
         rows, row_starts = _ragged([w.tokens for w in batch.wanted])
         spans, span_starts = _ragged([w.spans for w in batch.wanted], 2)
-        out = [np.empty((len(w.tokens), _width(w)), np.float32) for w in batch.wanted]
+        if any(w.best for w in batch.wanted):
+            raise RunnerError("the best ids are asked for by draws at temperature 0")
+        draw_starts = np.zeros(len(batch.wanted) + 1, np.int32)
+        np.cumsum([len(w.draws) for w in batch.wanted], out=draw_starts[1:])
+        drawn = Packed([draw for w in batch.wanted for draw in w.draws])
+        out: list[Answered] = [
+            drawn.out[draw_starts[n] : draw_starts[n + 1]]
+            if w.draws
+            else np.empty((len(w.tokens), _width(w)), np.float32)
+            for n, w in enumerate(batch.wanted)
+        ]
         places = (ctypes.c_void_p * len(out))(*[array.ctypes.data for array in out])
         step = Step(
             len(ids), sequences, tables.shape[1], len(out), *(address(a) for a in arrays),
             address(rows), address(row_starts), address(spans), address(span_starts),
-            ctypes.cast(places, ctypes.c_void_p),
+            ctypes.cast(places, ctypes.c_void_p), address(draw_starts),
+            ctypes.cast(ctypes.byref(drawn.struct), ctypes.c_void_p),
         )  # fmt: skip
         try:
             self._library.call("m27_run", self._handle, ctypes.byref(step))

@@ -32,6 +32,15 @@ inline void Model::check(const Batch& b) const {
   for (int i = 0; i < b.span_starts[b.questions]; ++i)
     if (b.spans[2 * i] < 0 || b.spans[2 * i + 1] <= b.spans[2 * i] || b.spans[2 * i + 1] > s_.vocab)
       fail(at("spans", i) + " lies outside the vocabulary");
+  for (int n = 0; n < b.questions; ++n) {
+    const int rows = b.row_starts[n + 1] - b.row_starts[n], ids = int(spans_of(b, n).ids());
+    for (int i = b.draw_starts[n]; i < b.draw_starts[n + 1]; ++i) {
+      const Draw& d = b.draws->of[i];
+      if (d.row < 0 || d.row >= rows || d.other < -1 || d.other >= rows) fail(at("draws", i) + " is of no row");
+      for (int k = i ? b.draws->of[i - 1].seen : 0; k < d.seen; ++k)
+        if (b.draws->seen[k] < 0 || b.draws->seen[k] >= ids) fail(at("draws", i) + " has seen an id outside its spans");
+    }
+  }
 }
 
 inline void Model::prepare(const Batch& b) {
@@ -53,6 +62,16 @@ inline void Model::prepare(const Batch& b) {
     asked_scratch_ = Memory();
     asked_.reserve(asked_scratch_, asked_room_, s_.dim);
   }
+  size_t drawn = 0, widest = 0;
+  drawn_at_.clear();
+  for (int n = 0; n < b.questions; ++n) {
+    drawn_at_.push_back(drawn);
+    if (b.draw_starts[n] == b.draw_starts[n + 1]) continue;
+    widest = std::max(widest, spans_of(b, n).ids());
+    drawn += spans_of(b, n).ids() * (b.row_starts[n + 1] - b.row_starts[n]);
+  }
+  if (drawn > drawn_.size()) drawn_.resize(drawn);
+  for (Drawer& drawer : drawers_) drawer.reserve(widest);
   adapter_of_.clear();
   tiles_.clear();
   first_chunk_.clear();
@@ -149,7 +168,7 @@ inline void Model::work(const Batch& b) {
     product(pool_, layer.down, inner_, T, 0, layer.down.panels, 1, add);
     if (adapted) adapt(l, kDown, inner_, x_, width_, kRows);
   }
-  answer(b);
+  answer(b, thread);
 }
 
 inline void Model::embed(const Batch& b, int t) {
@@ -287,7 +306,7 @@ inline void Model::adapt(int layer, Part part, const Acts& in, float* y, size_t 
   });
 }
 
-inline void Model::answer(const Batch& b) {
+inline void Model::answer(const Batch& b, int thread) {
   pool_.share(b.row_starts[b.questions], [&](int begin, int end) {
     for (int i = begin; i < end; ++i) {
       norm(x_ + size_t(b.rows[i]) * width_, last_, asked_.row(i));
@@ -297,18 +316,26 @@ inline void Model::answer(const Batch& b) {
   const Matrix& head = s_.tied ? embed_ : head_;
   for (int n = 0; n < b.questions; ++n) {
     const int row = b.row_starts[n], rows = b.row_starts[n + 1] - row;
-    size_t ids = 0, before = 0;
-    for (int i = b.span_starts[n]; i < b.span_starts[n + 1]; ++i) ids += b.spans[2 * i + 1] - b.spans[2 * i];
+    const size_t ids = spans_of(b, n).ids();
+    float* out = b.draw_starts[n] < b.draw_starts[n + 1] ? &drawn_[drawn_at_[n]] : b.out[n];
+    size_t before = 0;
     const Acts acts = asked_.from(row);
     for (int i = b.span_starts[n]; i < b.span_starts[n + 1]; ++i) {
       const int from = b.spans[2 * i], to = b.spans[2 * i + 1], first = from / kRows;
       product(pool_, head, acts, rows, first, (to - 1) / kRows - first + 1, 1, [&](int t, int unit, const float* v) {
         const int begin = std::max(from, unit * kRows), end = std::min(to, (unit + 1) * kRows);
-        memcpy(b.out[n] + t * ids + before + (begin - from), v + (begin - unit * kRows), (end - begin) * sizeof(float));
+        memcpy(out + t * ids + before + (begin - from), v + (begin - unit * kRows), (end - begin) * sizeof(float));
       });
       before += to - from;
     }
   }
+  if (b.draw_starts[b.questions] == 0) return;
+  pool_.share(b.draw_starts[b.questions], [&](int begin, int end) {
+    for (; begin < end; ++begin) {
+      const int n = int(std::upper_bound(b.draw_starts, b.draw_starts + b.questions, begin) - b.draw_starts) - 1;
+      drawers_[thread].draw(*b.draws, begin, spans_of(b, n), &drawn_[drawn_at_[n]]);
+    }
+  });
 }
 
 }  // namespace m27

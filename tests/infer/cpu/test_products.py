@@ -129,7 +129,7 @@ def test_avx512_compiles(library):
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["avx2", "portable"])
 def test_sanitizers_find_nothing(library, level):
-    """The tests of the runner once more, with every access and every operation checked."""
+    """The tests of the runner and of draws once more, with every access and every operation checked."""
     preload = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
@@ -139,7 +139,8 @@ def test_sanitizers_find_nothing(library, level):
         "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/infer/cpu/test_runner.py"],
+        [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/infer/cpu/test_runner.py",
+         "tests/infer/cpu/test_draw.py"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
