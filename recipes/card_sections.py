@@ -200,7 +200,7 @@ def mixture(made: Record) -> str:
     heads = ("documents", "text ids", "picture codes", "sound codes")
     return (
         f"By source, as built:\n\n{table(('source', *heads, 'licence'), sources)}\n"
-        "By task; epochs are of the stages projections to asked together, runs before them had an "
+        "By task; epochs are of the stages together, runs before them had an "
         f"earlier mixture:\n\n{table(('task', *heads, 'epochs'), tasks)}"
     )
 
