@@ -82,6 +82,7 @@ WHOLE_SOURCES: Mapping[str, int] = {
     "triples": 4_000, "heard_pictures": 3_000, "instruments": 9_000, "spoken_words": 1_500,
     "spoken_digits": 3_000, "speech": 16_000, "kokoro": 8_000, "environment": 4_000, "soundscapes": 4_000,
     "replay": 1_200, "texts": 10_000, "asked": 36_000,
+    "more_speech": 60_000,  # after the weights of 2026-11-26, which had neither it nor fashion and quickdraw
 }  # fmt: skip
 WHOLE: Mapping[str, float] = {
     # picture to words

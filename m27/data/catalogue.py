@@ -39,6 +39,7 @@ SOUNDS: dict[str, str] = {
     "spoken_digits": "m27.data.sources.spoken_digits",
     "instruments": "m27.data.sources.instruments",
     "speech": "m27.data.sources.speech",
+    "more_speech": "m27.data.sources.more_speech",
     "kokoro": "m27.data.sources.kokoro",
     "soundscapes": "m27.data.makers.soundscapes",
 }

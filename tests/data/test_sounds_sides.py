@@ -58,3 +58,15 @@ def test_no_speaker_text_or_note_lies_on_both_sides():
             texts[side].add(item.text)
     assert not voices["train"] & voices["test"]
     assert not texts["train"] & texts["test"]
+
+
+def test_more_speech_is_of_the_training_side_and_of_no_list(monkeypatch):
+    from m27.data.sources import more_speech, sentences
+
+    monkeypatch.setattr(more_speech, "COUNT", 12)
+    found = list(more_speech.texts(3, 400))
+    assert len(set(found)) == 400
+    assert {sentences.side_of(text) for text in found} == {"train"}
+    assert not set(found) & set(sentences.everyday())
+    assert list(more_speech.texts(3, 50)) == found[:50] != list(more_speech.texts(4, 50))
+    assert list(more_speech.documents("test", 3)) == []

@@ -73,7 +73,7 @@ def _a(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def _sentence(draw: random.Random) -> str:
+def sentence(draw: random.Random) -> str:
     """One sentence of the grammar: words are drawn fairly, so that none is a safe guess."""
     pick = draw.choice
     like = pick((pick(COLORS), pick(QUALITIES)))
@@ -119,7 +119,7 @@ def everyday(count: int = 3000) -> list[str]:
     draw = random.Random("m27-everyday")
     made = dict.fromkeys(SAYINGS)
     while len(made) < count:
-        made[_sentence(draw)] = None
+        made[sentence(draw)] = None
     return list(made)[:count]
 
 

@@ -83,7 +83,7 @@ def render(text: str, reader: Reader) -> Samples:
     return wave if reader.warp == 1.0 else warp(wave, reader.warp)
 
 
-def _readers(text: str, side: Side, copies: int, clear: bool = True) -> Iterator[Reader]:
+def readers(text: str, side: Side, copies: int, clear: bool = True) -> Iterator[Reader]:
     """Readers of the copies of a text, drawn by the text, so that a new text moves no old one."""
     draw = random.Random(f"{side}:{text}")
     accents = CLEAR_ACCENTS if clear else ACCENTS
@@ -121,10 +121,10 @@ def plan() -> Iterator[tuple[str, Side, str, list[Reader]]]:
         seen.update(fresh)
         for text, side in sentences.sides(fresh).items():
             clear = kind != "read"
-            readers = _readers(text, side, copies if side == "train" else 1, clear)
-            yield text, side, kind, [OWN, *readers] if clear else list(readers)
+            heard = list(readers(text, side, copies if side == "train" else 1, clear))
+            yield text, side, kind, [OWN, *heard] if clear else heard
             if side == "train" and " " not in text:
-                yield text, "test", kind, list(_readers(text, "test", 1))
+                yield text, "test", kind, list(readers(text, "test", 1))
 
 
 def _make() -> Iterator[Item]:
