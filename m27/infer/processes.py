@@ -50,9 +50,9 @@ class Processes:
         self.rank, self.world = runtime.ranks()
         self._store, _, _ = next(rendezvous("env://", timeout=_STUCK))
         # Numbers on the host go through gloo everywhere, tensors on a GPU through NCCL.
-        nccl = torch.cuda.is_available() and dist.is_nccl_available()
+        self._nccl = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=_STUCK,
+            "cpu:gloo,cuda:nccl" if self._nccl else "gloo", timeout=_STUCK,
             store=self._store, rank=self.rank, world_size=self.world,
         )  # fmt: skip
         # To wait for something to do is no fault, so those who wait have a group of their own.
@@ -119,11 +119,20 @@ class Processes:
 
     def fail(self, error: BaseException) -> None:
         """Say why this process cannot go on, unless that was said or is an interrupt, and break with
-        the others."""
+        the others, who then know."""
         if self._claim() and isinstance(error, Exception):
             line = " ".join(f"{type(error).__name__}: {error}".split())
             print(f"m27: process {self.rank} of {self.world}: {line}", file=sys.stderr, flush=True)
-        self._leave()
+        self._break()
+
+    def exit(self, status: int) -> int:
+        """The exit status of a process whose group is broken. Where NCCL may yet wait for one that is
+        gone, the process ends here instead."""
+        if self._nccl:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
 
     def end(self) -> None:
         """Let the others go, and leave the group; in the others, only leave. May be repeated."""
@@ -132,7 +141,10 @@ class Processes:
         if self.rank == 0:
             with suppress(ParallelError):  # one that is gone need not be told
                 self.send(END, np.zeros(0, dtype=np.int32))
-        self._leave()
+        if not self._over:
+            self._over = True
+            with suppress(RuntimeError, ValueError):
+                dist.destroy_process_group()
 
     def _spread(self, numbers: Tensor) -> None:
         try:
@@ -144,7 +156,7 @@ class Processes:
         """The error for a connection that is broken; whoever else failed has said why by then."""
         error = ParallelError("another process has ended or does not answer")
         error.told = not self._claim()
-        self._leave()  # who waits for this process is to know, too
+        self._break()  # who waits for this process is to know, too
         return error
 
     def _claim(self) -> bool:
@@ -154,10 +166,11 @@ class Processes:
         except RuntimeError:  # the store has gone with its process, which has been seen to end
             return False
 
-    def _leave(self) -> None:
+    def _break(self) -> None:
         self._over = True
+        # To end NCCL's part, all of them would have to be there.
         with suppress(RuntimeError, ValueError):
-            dist.destroy_process_group()
+            dist.destroy_process_group(self._orders if self._nccl else None)
 
 
 _joined: Processes | None = None

@@ -248,13 +248,13 @@ def follow() -> int:
                 return 0
     except ParallelError as error:
         if patience.wait():
-            return 0
+            return group.exit(0)
         if not error.told:
             print(f"m27: process {group.rank} of {group.world}: {error}", file=sys.stderr)
-        return 1
+        return group.exit(1)
     except Exception as error:
         group.fail(error)
-        return 1
+        return group.exit(1)
 
 
 def release() -> None:
