@@ -61,6 +61,42 @@ struct Spans {
   }
 };
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each mask of eight lanes those that it keeps, one behind the other.
+constexpr struct Squeeze {
+  alignas(32) int32_t of[256][8] = {};
+  constexpr Squeeze() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int i = 0, n = 0; i < 8; ++i)
+        if (mask >> i & 1) of[mask][n++] = i;
+  }
+} kSqueeze;
+#endif
+
+// Writes the lanes of x and p that are to be kept, one behind the other; how many. What lies behind
+// them, up to a whole vector, may be written over.
+M27_INLINE int squeeze(vi keep, vf x, vi p, float* xs, int32_t* ps) {
+#if defined(__AVX512F__)
+  const __mmask16 mask = _mm512_movepi32_mask((__m512i)keep);
+  _mm512_storeu_ps(xs, _mm512_maskz_compress_ps(mask, (__m512)x));
+  _mm512_storeu_si512(ps, _mm512_maskz_compress_epi32(mask, (__m512i)p));
+  return __builtin_popcount(mask);
+#elif defined(__AVX2__)
+  const int mask = _mm256_movemask_ps((__m256)keep);
+  const __m256i from = _mm256_load_si256((const __m256i*)kSqueeze.of[mask]);
+  _mm256_storeu_ps(xs, _mm256_permutevar8x32_ps((__m256)x, from));
+  _mm256_storeu_si256((__m256i*)ps, _mm256_permutevar8x32_epi32((__m256i)p, from));
+  return __builtin_popcount(mask);
+#else
+  int n = 0;
+  for (int i = 0; i < W; ++i) {
+    xs[n] = x[i], ps[n] = p[i];
+    n -= keep[i];
+  }
+  return n;
+#endif
+}
+
 constexpr int kLong = 20000;   // sampler.py's _LONG: more logits than this are thinned out first
 constexpr int kSift = 64;      // that is done for so many at a time
 constexpr int kDigit = 1 << 10;
@@ -69,9 +105,10 @@ constexpr int kDigit = 1 << 10;
 class Drawer {
  public:
   void reserve(size_t room) {
-    if (room <= weights_.size()) return;
-    for (auto* v : {&weights_, &sorted_, &spare_}) v->resize(room);
-    places_.resize(room);
+    if (room + W <= weights_.size()) return;
+    for (auto* v : {&weights_, &sorted_, &spare_}) v->resize(room + W);
+    places_.resize(room + W);
+    spots_.resize(room + W);
     tops_.resize(room / kSift + 1);
     digits_.resize(3 * kDigit);
   }
@@ -152,10 +189,9 @@ class Drawer {
     const float best = highest_of(x, ids);
     if (!(best > -std::numeric_limits<float>::infinity())) return -1;
     if (d.temperature == 0.0f) {
-      int at = 0;
-      while (tops_[at / kSift] != best) at += kSift;
-      while (x[at] != best) ++at;
-      return id_at(spans, at);
+      int block = 0;
+      while (tops_[block] != best) ++block;
+      return id_at(spans, int(std::find(x + block * kSift, x + ids, best) - x));
     }
     if (best == std::numeric_limits<float>::infinity()) return -1;
     if (ids > kLong) {
@@ -177,7 +213,12 @@ class Drawer {
     for (int i = 0, block = 0; i < ids; i += kSift, ++block) {
       if (!(tops_[block] >= low)) continue;
       const int end = std::min(ids, i + kSift);
-      for (int k = i; k < end; ++k) {
+      int k = i;
+      for (; k + W <= end; k += W) {
+        const vf v = load(x + k);
+        n_ += squeeze(v >= low, v, lanes() + k, &weights_[n_], &places_[n_]);
+      }
+      for (; k < end; ++k) {
         weights_[n_] = x[k];
         places_[n_] = k;
         n_ += x[k] >= low;
@@ -185,16 +226,42 @@ class Drawer {
     }
   }
 
-  // Keeps the weights that are at least `low`.
-  void thin(float low) {
-    int kept = 0;
-    for (int i = 0; i < n_; ++i) {
+  static vi lanes() {
+    vi i;
+    for (int k = 0; k < W; ++k) i[k] = k;
+    return i;
+  }
+
+  // The weights that are at least `low` into `xs`, their places into `ps` (these may be weights_ and
+  // places_ themselves); how many.
+  int thin(float low, float* xs, int32_t* ps) const {
+    int kept = 0, i = 0;
+    for (; i + W <= n_; i += W) {
+      const vf w = load(&weights_[i]);
+      const vi p = *reinterpret_cast<const vi_any*>(&places_[i]);
+      kept += squeeze(w >= low, w, p, xs + kept, ps + kept);
+    }
+    for (; i < n_; ++i) {
       const float w = weights_[i];
-      weights_[kept] = w;
-      places_[kept] = places_[i];
+      const int32_t p = places_[i];
+      xs[kept] = w;
+      ps[kept] = p;
       kept += w >= low;
     }
-    n_ = kept;
+    return kept;
+  }
+
+  // The best weights into `sorted_`, at least `many` of them; how many these are. Of so many parts of a
+  // row the `many` best maxima belong to as many weights, so what is less than these is not among the best.
+  int choose(int many) {
+    const int parts = n_ / kSift;
+    if (parts < 2 * many) {
+      std::copy(&weights_[0], &weights_[0] + n_, sorted_.begin());
+      return n_;
+    }
+    highest_of(&weights_[0], n_);
+    std::nth_element(tops_.begin(), tops_.begin() + (many - 1), tops_.begin() + parts, std::greater<float>());
+    return thin(tops_[many - 1], &sorted_[0], &spots_[0]);
   }
 
   // sampler.py's `candidates`, from the weights on; it explains the cuts.
@@ -206,13 +273,13 @@ class Drawer {
       total = sum_of(weights_.data(), n_);
       least = std::max(least, float(0.999 * (1.0 - d.top_p) * total / n_));
     }
-    thin(least);
+    n_ = thin(least, &weights_[0], &places_[0]);
     if ((!top_k && d.top_p == 1.0 && d.min_p == 0.0) || n_ == 0) return;
     const int many = top_k ? std::min(top_k, n_) : n_;
     int keep = many;
-    std::copy(&weights_[0], &weights_[0] + n_, sorted_.begin());
+    const int chosen = choose(many);
     const auto from = sorted_.begin();
-    if (many < n_) std::nth_element(from, from + (many - 1), from + n_, std::greater<float>());
+    if (many < chosen) std::nth_element(from, from + (many - 1), from + chosen, std::greater<float>());
     if (d.top_p < 1.0) {
       sort(many);
       if (total == 0)
@@ -275,27 +342,25 @@ class Drawer {
   // sampler.py's `race`, and who wins it.
   int64_t race(uint64_t key, const Spans& spans) {
     float* u = spare_.data();
-    int64_t first = spans.of[0];  // the id at place 0, were the span long enough
-    int span = 0, end = spans.of[1] - spans.of[0];
-    for (int i = 0; i < n_; ++i) {
-      for (; places_[i] >= end; ++span) {
-        first = spans.of[2 * span + 2] - end;
-        end += spans.of[2 * span + 3] - spans.of[2 * span + 2];
+    for (int i = 0, span = 0, before = 0; i < n_; ++span) {
+      const int from = spans.of[2 * span], ids = spans.of[2 * span + 1] - from;
+      const int end = int(std::lower_bound(&places_[i], &places_[0] + n_, before + ids) - &places_[0]);
+      for (; i < end; ++i) {
+        uint64_t h = uint64_t(uint32_t(places_[i] - before + from)) * 0x9E3779B97F4A7C15u + key;
+        h = (h ^ h >> 30) * 0xBF58476D1CE4E5B9u;
+        h = (h ^ h >> 27) * 0x94D049BB133111EBu;
+        h ^= h >> 31;
+        u[i] = float(int32_t(h >> 41) * 2 + 1) * 5.9604644775390625e-8f;  // 2^-24
       }
-      uint64_t h = uint64_t(first + places_[i]) * 0x9E3779B97F4A7C15u + key;
-      h = (h ^ h >> 30) * 0xBF58476D1CE4E5B9u;
-      h = (h ^ h >> 27) * 0x94D049BB133111EBu;
-      h ^= h >> 31;
-      u[i] = float(int32_t(h >> 41) * 2 + 1) * 5.9604644775390625e-8f;  // 2^-24
+      before += ids;
     }
     apply(loops_->log, u, n_);
-    int winner = -1;
-    float quickest = std::numeric_limits<float>::infinity();
-    for (int i = 0; i < n_; ++i) {
-      const float time = -u[i] / weights_[i];
-      if (time < quickest) quickest = time, winner = i;
-    }
-    return winner < 0 ? -1 : id_at(spans, places_[winner]);
+    for (int i = 0; i < n_; ++i) u[i] /= weights_[i];  // minus the time that a candidate takes
+    const float quickest = highest_of(u, n_);
+    if (!(quickest <= 0)) return -1;
+    int block = 0;
+    while (tops_[block] != quickest) ++block;
+    return id_at(spans, places_[std::find(u + block * kSift, u + n_, quickest) - u]);
   }
 
   static int64_t id_at(const Spans& spans, int place) {
@@ -310,7 +375,7 @@ class Drawer {
   const Loops* loops_ = nullptr;
   int n_ = 0;                 // candidates: their weights and places, ascending by place
   std::vector<float> weights_, sorted_, spare_, tops_;
-  std::vector<int> places_, digits_;
+  std::vector<int32_t> places_, spots_, digits_;
 };
 
 }  // namespace m27
