@@ -64,6 +64,13 @@ def test_bench_measures_both(model: Path) -> None:
     assert found["processes"] == 2 and found["decode"]["tokens_per_second"] > 0
 
 
+def test_eval_scores_both(model: Path, tmp_path: Path) -> None:
+    options = ("--task", "structure", "--validity", "3", "--precision", "float32", "--out", str(tmp_path))
+    done = torchrun("eval", str(model), *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "rows.jsonl").read_text())["score"] == 1.0
+
+
 def test_what_is_wrong_is_one_line(model: Path) -> None:
     for arguments, line in (
         (("chat", "hi", "--image", "nowhere.png"), "m27: nowhere.png: no such file"),
