@@ -244,7 +244,7 @@ def test_media_that_nobody_takes_are_given_up() -> None:
         assert left == []
         for _ in range(100):
             ticket.put(dict(event))
-        assert left == [ticket] and ticket._events.qsize() < 15
+        assert left == [ticket] and len(ticket._events) < 15
         with pytest.raises(ApiError, match="not read in time"):
             async for _ in taken:
                 pass
