@@ -15,6 +15,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def fuzz(url: str, cases: int, seed: int, program: str = sys.executable) -> int:
         "examples,coverage,fuzzing", "--continue-on-failure", "--no-shrink", "--suppress-health-check", "all",
         "--warnings", "off", "--generation-database", "none", "--request-timeout", "120",
     ]  # fmt: skip
-    return subprocess.run(command, check=False).returncode
+    with tempfile.TemporaryDirectory() as folder:  # it keeps a cache where it runs
+        return subprocess.run(command, check=False, cwd=folder).returncode
 
 
 def main() -> None:

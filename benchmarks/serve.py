@@ -1,28 +1,36 @@
 """What a client waits for, and what of it is the server: 200 requests, 16 at once, a third with a picture.
 
     python -m benchmarks.serve --requests 200 --concurrent 16
-    python -m benchmarks.serve --requests 8 --concurrent 2       # a trial
+    python -m benchmarks.serve --requests 8 --concurrent 2 --rounds 1      # a trial
 
-The same requests first go to the engine in this process, as many at once, then over HTTP to a server of
-the same weights, streamed: time to the first token, time between tokens, the whole. The same seed gives
-the same answers, so both write as many tokens. None may fail, and none may be lost. What the server adds
-is the difference of the medians of the whole. Prints a table, writes JSON; exit status 1 where a request
-failed.
+Each round asks the same requests in three ways, as many at once, each way with the same seed and so with as
+many tokens. "engine": by this process, between its steps, so that none ever waits for a step under way.
+"threads": by threads beside it, which is the same engine asked as anything must ask it that is not its own
+loop. "server": over HTTP, streamed, by clients that are woken by their first words and by the end: they run
+on the cores that the engine computes on, and their work is not the server's. Time to the first token, time
+between tokens, the whole; what the server adds is the difference of the medians of the whole, the median
+over rounds of that. None may fail, and none may be lost. Prints a table, writes JSON; exit status 1 where
+a request failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import http.client
 import json
+import queue
+import re
+import socket
 import statistics
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,12 +40,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # found from any folder
 
 from benchmarks import machine
-from benchmarks.serving import ROOT, serving
-from m27.codec.media import png_bytes, read_image, write_atomic
+from benchmarks.serving import ROOT, record, serving
+from m27.codec.media import png_bytes, read_image
 from m27.infer.engine import Engine
 from m27.infer.request import Request
 
 RESULTS = Path(__file__).resolve().parent / "results"
+WAYS = ("engine", "threads", "server")
+_WORDS_CAME = re.compile(rb'"content":\s*"[^"]')
+_MORE = 1 << 20  # bytes that no answer has: who waits for so many is woken by the end
 WORDS = "sea wind apple river stone cloud bread house cat bird red small far old new three".split()
 
 
@@ -79,23 +90,76 @@ def over_engine(engine: Engine, requests: list[Asked], concurrent: int, tokens: 
     while waiting or began:
         while waiting and len(began) < concurrent:
             start, request = time.perf_counter(), waiting.popleft()
-            content: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
-            if request.picture is not None:
-                content.insert(0, {"type": "image", "image": read_image(request.picture)})
-            message = {"role": "user", "content": content}
-            number = engine.add(Request([message], modalities=("text",), max_tokens=tokens, seed=1))
+            number = engine.add(_request(request, tokens, "engine"))
             began[number] = (start, Timing())
             timings.append(began[number][1])
         for number, event in engine.step():
-            start, timing = began[number]
-            now = time.perf_counter() - start
-            if event["type"] == "text" and not timing.first:
-                timing.first = now
-            elif event["type"] in ("done", "error"):
-                timing.whole, timing.fault = now, event.get("message", "")
-                timing.tokens = event["usage"].completion_tokens if event["type"] == "done" else 0
+            if _noted(*began[number], event):
                 del began[number]
     return timings
+
+
+def over_threads(
+    engine: Engine, requests: list[Asked], concurrent: int, tokens: int
+) -> list[Timing]:
+    """The same, asked by threads while the engine steps."""
+    waiting, arrived = deque(requests), queue.SimpleQueue[Any]()
+    timings: list[Timing] = []
+
+    def client() -> None:
+        for request in _each(waiting):
+            start, timing, over = time.perf_counter(), Timing(), threading.Event()
+            timings.append(timing)
+            arrived.put((_request(request, tokens, "threads"), start, timing, over))
+            over.wait()
+        arrived.put(None)
+
+    for _ in range(concurrent):
+        threading.Thread(target=client).start()
+    began: dict[int, tuple[float, Timing, threading.Event]] = {}
+    clients = concurrent
+    while clients or began:
+        while not began or not arrived.empty():
+            if (one := arrived.get()) is None:
+                clients -= 1
+            else:
+                began[engine.add(one[0])] = one[1:]
+            if not clients:
+                break
+        for number, event in engine.step():
+            start, timing, over = began[number]
+            if _noted(start, timing, event):
+                del began[number]
+                over.set()
+    return timings
+
+
+def _request(request: Asked, tokens: int, way: str) -> Request:
+    """As a tenant's, so that no way finds what another has computed."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
+    if request.picture is not None:
+        content.insert(0, {"type": "image", "image": read_image(request.picture)})
+    message = {"role": "user", "content": content}
+    return Request([message], modalities=("text",), max_tokens=tokens, seed=1, tenant=way)
+
+
+def _each(waiting: deque[Asked]) -> Iterator[Asked]:
+    """Those that are left, for one of several threads."""
+    with suppress(IndexError):
+        while True:
+            yield waiting.popleft()
+
+
+def _noted(start: float, timing: Timing, event: dict[str, Any]) -> bool:
+    """Note an event; whether it is the last of its request."""
+    now = time.perf_counter() - start
+    if event["type"] == "text" and not timing.first:
+        timing.first = now
+    elif event["type"] in ("done", "error"):
+        timing.whole, timing.fault = now, event.get("message", "")
+        timing.tokens = event["usage"].completion_tokens if event["type"] == "done" else 0
+        return True
+    return False
 
 
 def over_http(url: str, requests: list[Asked], concurrent: int, tokens: int) -> list[Timing]:
@@ -104,16 +168,12 @@ def over_http(url: str, requests: list[Asked], concurrent: int, tokens: int) -> 
     timings: list[Timing] = []
 
     def client() -> None:
-        while True:
-            try:
-                request = waiting.popleft()
-            except IndexError:
-                return
+        for request in _each(waiting):
             timing = Timing()
             timings.append(timing)
             try:
                 _ask(url, request, tokens, timing)
-            except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+            except (OSError, ValueError, KeyError, IndexError) as error:
                 timing.fault = f"{type(error).__name__}: {error}"
 
     clients = [threading.Thread(target=client) for _ in range(concurrent)]
@@ -133,27 +193,30 @@ def _ask(url: str, request: Asked, tokens: int, timing: Timing) -> None:
         "messages": [{"role": "user", "content": content}], "modalities": ["text"], "seed": 1,
         "max_completion_tokens": tokens, "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=600)
-    start = time.perf_counter()
-    try:
-        head = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), head)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise ValueError(f"status {response.status}: {response.read(200)!r}")
-        for line in response:
-            if line.startswith(b"data: {"):
-                chunk = json.loads(line[6:])
-                if "error" in chunk:
-                    raise ValueError(chunk["error"]["message"])
-                if chunk.get("usage"):
-                    timing.tokens = chunk["usage"]["completion_tokens"]
-                elif not timing.first and chunk["choices"][0]["delta"].get("content"):
-                    timing.first = time.perf_counter() - start
-        timing.whole = time.perf_counter() - start
-    finally:
-        connection.close()
+    parts, data = urlsplit(url), json.dumps(body).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    start, told = time.perf_counter(), bytearray()
+    with socket.create_connection((parts.hostname, parts.port), timeout=600) as link:
+        link.sendall(head.encode() + data)
+        while piece := link.recv(_MORE):
+            told += piece
+            if not timing.first and _WORDS_CAME.search(told):
+                timing.first = time.perf_counter() - start
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _MORE)
+    timing.whole = time.perf_counter() - start
+    status, _, rest = bytes(told).partition(b"\r\n\r\n")
+    if not status.startswith(b"HTTP/1.1 200 "):
+        raise ValueError(f"{status[:40]!r}: {rest[:200]!r}")
+    messages = [line[6:] for line in rest.splitlines() if line.startswith(b"data: ")]
+    if messages[-1] != b"[DONE]":
+        raise ValueError("the answer broke off")
+    chunks = [json.loads(message) for message in messages[:-1]]
+    if "error" in chunks[-1]:
+        raise ValueError(chunks[-1]["error"]["message"])
+    timing.tokens = chunks[-1]["usage"]["completion_tokens"]
 
 
 def summary(timings: list[Timing], seconds: float) -> dict[str, float]:
@@ -169,6 +232,12 @@ def summary(timings: list[Timing], seconds: float) -> dict[str, float]:
     }  # fmt: skip
 
 
+def added(rows: dict[str, list[dict[str, float]]], over: str) -> list[float]:
+    """By how much more the server takes, as a share: one figure a round."""
+    pairs = zip(rows["server"], rows[over], strict=True)
+    return [one["whole_p50"] / other["whole_p50"] - 1.0 for one, other in pairs]
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -176,38 +245,44 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--concurrent", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "serve.json")
     options = parser.parse_args()
-    requests = asked(options.requests)
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     faults: list[str] = []
-
-    def noted(name: str, ask: Any) -> None:
-        began = time.perf_counter()
-        timings = ask()
-        rows[name] = summary(timings, time.perf_counter() - began)
-        faults.extend(f"{name}: {t.fault}" for t in timings if t.fault)
-        assert len(timings) == len(requests)
-
+    seeds = count()
+    sys.setswitchinterval(0.0005)  # as in the server
     engine = Engine.load(options.model, precision=options.precision)
-    over_engine(engine, asked(2, seed=1), 2, 4)  # what is done once is not measured
-    noted("engine", lambda: over_engine(engine, requests, options.concurrent, options.tokens))
-    engine.close()
     with serving(options.model, ["--precision", options.precision]) as url:
-        over_http(url, asked(2, seed=1), 2, 4)
-        noted("server", lambda: over_http(url, requests, options.concurrent, options.tokens))
-    added = rows["server"]["whole_p50"] / rows["engine"]["whole_p50"] - 1.0
-    for name, row in rows.items():
-        print(name, *(f"{key}={value:.4g}" for key, value in row.items()))
-    print(f"added at p50: {100 * added:+.1f} %")
+        ask = {
+            "engine": lambda *what: over_engine(engine, *what),
+            "threads": lambda *what: over_threads(engine, *what),
+            "server": lambda *what: over_http(url, *what),
+        }
+        for way in WAYS:  # what is done once is not measured
+            ask[way](asked(2, next(seeds)), 2, 4)
+        for _ in range(options.rounds):
+            seed = next(seeds)
+            for way in WAYS:
+                requests, began = asked(options.requests, seed), time.perf_counter()
+                timings = ask[way](requests, options.concurrent, options.tokens)
+                assert len(timings) == len(requests)
+                rows[way].append(summary(timings, time.perf_counter() - began))
+                faults += [f"{way}: {t.fault}" for t in timings if t.fault]
+                print(way, *(f"{key}={value:.4g}" for key, value in rows[way][-1].items()), flush=True)
+    engine.close()
+    over = {way: statistics.median(added(rows, way)) for way in WAYS[:2]}
+    for way, share in over.items():
+        print(f"the server adds to {way} at p50: {100 * share:+.1f} %")
     for fault in faults[:10]:
         print(fault, file=sys.stderr)
     result = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.describe(0),
-        "options": {k: str(v) for k, v in vars(options).items()}, **rows, "added_p50": added,
+        "options": {k: str(v) for k, v in vars(options).items()}, **rows,
+        "added_p50": {way: {"median": over[way], "rounds": added(rows, way)} for way in over},
     }  # fmt: skip
-    write_atomic(options.out, json.dumps(result, indent=1).encode())
+    record(options.out, f"chat, {options.tokens} tokens", result)
     sys.exit(bool(faults))
 
 

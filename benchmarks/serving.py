@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from m27.codec.media import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,3 +34,9 @@ def serving(model: Path, arguments: Sequence[str] = ()) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def record(out: Path, name: str, result: dict[str, Any]) -> None:
+    """Put a result under its name into a file of results; the others there stay."""
+    found = json.loads(out.read_text("utf-8")) if out.is_file() else {}
+    write_atomic(out, json.dumps({**found, name: result}, indent=1).encode())

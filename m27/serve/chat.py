@@ -101,6 +101,11 @@ def engine_options(server: Server, body: ChatRequest, tools: Calling) -> dict[st
             options[name] = plan.count(medium)
     if body.guidance is not None:
         options["guidance"] = body.guidance
+    if body.ignore_eos:
+        if schema is not None or plan is not None:
+            why = "ignore_eos: JSON, calls and plans end where they are whole"
+            raise bad(why, "ignore_eos")
+        options["min_text"] = options["max_tokens"]
     return options
 
 

@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from m27.serve.errors import ApiError, from_engine
 _log = logging.getLogger("m27.serve")
 State = str  # "ok", "stuck", "dead", "closed"
 _MOST_WAITING = 32 << 20  # bytes of media that one client may leave untaken
+_SMALL = frozenset({"text", "logprobs", "done"})  # events without media
 _COUNTED = 0.05  # seconds between looks at the engine's counts
 _IDLE = 0.25  # seconds between the signs of life of an engine that has nothing to do
 
@@ -71,7 +73,8 @@ class Ticket:
         self.left = request.n  # answers whose last event was not taken yet
         self.over = False  # the client has gone
         self.taken: asyncio.Future[None] = self.loop.create_future()
-        self._events: asyncio.Queue[Event | ApiError] = asyncio.Queue()
+        self._events: deque[Event | ApiError] = deque()
+        self._sleeper: asyncio.Future[None] | None = None  # the client's coroutine, where it waits
         self._waiting = 0  # bytes of media among the events that were not taken yet
         self._leave = leave
 
@@ -82,11 +85,14 @@ class Ticket:
         else:
             if self.over:
                 return
-            self._waiting += _size(event)
-            if self._waiting > _MOST_WAITING:
-                self.leave()
-                event = ApiError(408, "the answer was not read in time", code="slow_client")
-        self._events.put_nowait(event)
+            if event["type"] not in _SMALL:
+                self._waiting += _size(event)
+                if self._waiting > _MOST_WAITING:
+                    self.leave()
+                    event = ApiError(408, "the answer was not read in time", code="slow_client")
+        self._events.append(event)
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
 
     def accept(self, error: ApiError | None) -> None:
         """The engine has taken the request on, or refused it."""
@@ -99,15 +105,40 @@ class Ticket:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """The events, to the last. Raises ApiError for a request that fails."""
+        async for batch in self.batches():
+            for event in batch:
+                yield event
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """The events, to the last: those that are there at once together, so that they are written
+        at once, but each with media alone, for what is taken counts as waiting no more. Raises
+        ApiError for a request that fails."""
+        batch: list[Event] = []
         while self.left:
-            event = await self._events.get()
+            if not self._events:
+                if batch:
+                    yield batch
+                    batch = []
+                    continue
+                self._sleeper = self.loop.create_future()
+                await self._sleeper
+            event = self._events.popleft()
+            small = not isinstance(event, ApiError) and event["type"] in _SMALL
+            if batch and not small:
+                yield batch
+                batch = []
             if isinstance(event, ApiError):
                 raise event
-            self._waiting -= _size(event)
             if event["type"] == "error":
                 raise ApiError(500, "the answer failed", code="answer_failed")
             self.left -= event["type"] == "done"
-            yield event
+            batch.append(event)
+            if not small:
+                self._waiting -= _size(event)
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
     def leave(self) -> None:
         """No more is wanted; what is not finished is cancelled before the engine's next step."""

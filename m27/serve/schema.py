@@ -185,6 +185,7 @@ class ChatRequest(Strict):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     priority: int | None = Field(None, ge=-100, le=100)
+    ignore_eos: bool | None = None
 
     user: Any = None
     metadata: Any = None

@@ -21,6 +21,7 @@ from m27.serve.errors import ApiError, from_engine
 
 Json = dict[str, Any]
 _log = logging.getLogger("m27.serve")
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 DONE = b"data: [DONE]\n\n"
 _STRIDE = 16  # pixels of a picture by each code, along a side
 
@@ -142,37 +143,64 @@ class Choice:
         return {"type": kind, "event": event, "index": self._part, **more}
 
 
+class Frame:
+    """Deltas of one choice as SSE messages. What is the same in all of them is encoded once: a
+    token of plain text, of which each step brings one for every stream, costs its own letters."""
+
+    def __init__(self, asked: Asked, index: int) -> None:
+        self._asked, self._index = asked, index
+        whole = self._whole({"delta": {"content": ""}})
+        self._before, _, self._after = whole.rpartition(b'""')
+
+    def __call__(self, delta: Json) -> bytes:
+        """One message."""
+        inner = delta["delta"]
+        if len(delta) == 1 and len(inner) == 1 and isinstance(text := inner.get("content"), str):
+            return self._before + _encode(text).encode("utf-8") + self._after
+        return self._whole(delta)
+
+    def _whole(self, delta: Json) -> bytes:
+        choice = {"index": self._index, "logprobs": None, "finish_reason": None, **delta}
+        usage = {"usage": None} if self._asked.usage else {}
+        return sse({**_head(self._asked), "choices": [choice], **usage})
+
+
 async def chunks(ticket: Ticket, asked: Asked) -> AsyncIterator[bytes]:
-    """The SSE messages of an answer, `[DONE]` last. One that fails says so in a message."""
+    """The SSE messages of an answer, those that are due together in one piece, `[DONE]` last. One
+    that fails says so in a message."""
     meter = Meter(asked)
     choices = [Choice(index, asked) for index in range(ticket.request.n)]
-    for choice in choices:
-        yield _chunk(asked, choice.index, {"delta": {"role": "assistant", "content": ""}})
+    frames = [Frame(asked, choice.index) for choice in choices]
+    yield b"".join(frame({"delta": {"role": "assistant", "content": ""}}) for frame in frames)
+    due: list[bytes] = []
     try:
-        async for event in ticket:
-            meter.see(event)
-            choice = choices[event.get("index", 0)]
-            if event["type"] in ("text", "logprobs", "done"):
-                deltas = choice.deltas(event)
-            else:
-                deltas = await asyncio.to_thread(choice.deltas, event)
-            for delta in deltas:
-                yield _chunk(asked, choice.index, delta)
+        async for batch in ticket.batches():
+            for event in batch:
+                meter.see(event)
+                index = event.get("index", 0)
+                if event["type"] in ("text", "logprobs", "done"):
+                    deltas = choices[index].deltas(event)
+                else:
+                    deltas = await asyncio.to_thread(choices[index].deltas, event)
+                due += map(frames[index], deltas)
+            if due and ticket.left:  # the last ones go with the end
+                yield b"".join(due)
+                due.clear()
         if asked.usage:
-            yield sse({**_head(asked), "choices": [], "usage": usage_json(meter.usages)})
+            due.append(sse({**_head(asked), "choices": [], "usage": usage_json(meter.usages)}))
     except Exception as error:
         if not isinstance(error, ApiError):
             _log.error("an answer could not be written", exc_info=error)
         told = from_engine(error)
         asked.facts["error"] = told.message
         asked.metrics.refused(told.reason)
-        yield sse(told.to_json())
-    yield DONE
+        due.append(sse(told.to_json()))
+    yield b"".join([*due, DONE])
 
 
 def sse(value: Json) -> bytes:
     """One message of a stream."""
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode("utf-8") + b"\n\n"
+    return b"data: " + _encode(value).encode("utf-8") + b"\n\n"
 
 
 def _head(asked: Asked) -> Json:
@@ -180,9 +208,3 @@ def _head(asked: Asked) -> Json:
         "id": asked.id, "object": "chat.completion.chunk", "created": asked.created,
         "model": asked.model,
     }  # fmt: skip
-
-
-def _chunk(asked: Asked, index: int, delta: Json) -> bytes:
-    choice = {"index": index, "logprobs": None, "finish_reason": None, **delta}
-    usage = {"usage": None} if asked.usage else {}
-    return sse({**_head(asked), "choices": [choice], **usage})

@@ -157,6 +157,18 @@ def test_the_same_seed_gives_the_same_answer(server: Live) -> None:
     assert said(-1) == said(-1)
 
 
+def test_an_answer_goes_on_where_its_end_is_ignored(server: Live) -> None:
+    """As load clients ask, so that every answer is as long as they say."""
+    def written(**options: object) -> list[int]:
+        asks = ({"seed": seed, "max_tokens": 60, "temperature": 2, **options} for seed in range(8))
+        return [server.chat("i", **ask).json["usage"]["completion_tokens"] for ask in asks]
+
+    assert min(written(modalities=["text"])) < 60
+    assert written(modalities=["text"], ignore_eos=True) == [60] * 8
+    answer = server.chat("i", plan=["text"], ignore_eos=True)
+    assert answer.status == 400 and answer.error["param"] == "ignore_eos"
+
+
 def test_stop_strings_end_the_text(server: Live) -> None:
     whole = server.chat("t", modalities=["text"], max_tokens=30, temperature=1).json
     text = whole["choices"][0]["message"]["content"]

@@ -244,10 +244,31 @@ def test_media_that_nobody_takes_are_given_up() -> None:
         assert left == []
         for _ in range(100):
             ticket.put(dict(event))
-        assert left == [ticket] and ticket._events.qsize() < 15
+        assert left == [ticket] and len(ticket._events) < 15
         with pytest.raises(ApiError, match="not read in time"):
             async for _ in taken:
                 pass
+
+    asyncio.run(scenario())
+
+
+def test_what_is_due_together_is_taken_together_but_media_are_not() -> None:
+    async def scenario() -> None:
+        ticket = Ticket(Request([{"role": "user", "content": "x"}], n=2), True, lambda _: None)
+        words = [{"type": "text", "text": text} for text in "abc"]
+        picture = {"type": "image", "image": np.zeros((8, 8, 3), np.uint8)}
+        taken = ticket.batches()
+        waits = asyncio.ensure_future(anext(taken))
+        await asyncio.sleep(0)
+        for event in (*words, picture, picture, words[0], {"type": "done"}):
+            ticket.put(event)
+        found = [await waits, *[await anext(taken) for _ in range(3)]]
+        assert found == [words, [picture], [picture], [words[0], {"type": "done"}]]
+        ticket.put(words[1])
+        ticket.put({"type": "error", "message": "m"})
+        assert await anext(taken) == [words[1]]  # before the failure is told
+        with pytest.raises(ApiError, match="failed"):
+            await anext(taken)
 
     asyncio.run(scenario())
 

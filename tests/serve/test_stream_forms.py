@@ -17,7 +17,7 @@ from m27.serve.errors import ApiError, from_engine
 from m27.serve.metrics import Metrics
 from m27.serve.schema import ChatRequest
 from m27.serve.settings import Settings, SettingsError
-from m27.serve.stream import Choice
+from m27.serve.stream import Choice, Frame
 from tests import tiny
 
 USAGE = Usage(1, 1, 0, 0, 0, "stop")
@@ -59,6 +59,23 @@ def test_an_answer_that_looks_like_a_call_is_text(text: str) -> None:
 def test_plain_words_are_not_held_up() -> None:
     found = deltas(["  ", "Hi", " you"], tools=[WEATHER])
     assert [d["delta"].get("content") for d in found] == ["  Hi", " you", None]
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_a_message_encoded_in_part_is_the_message(usage: bool) -> None:
+    """Its names and order are those of `json.dumps`, whatever stands in the text."""
+    asked = Asked('a"" model', None, None, Metrics(), 0.0, {}, usage=usage)  # type: ignore[arg-type]
+    frame = Frame(asked, 3)
+    for text in ('""', "", 'a "quoted"\n\tline\\', "día 日 \U0001f600 \x00 \u2028", "}}]"):
+        choice = {"index": 3, "logprobs": None, "finish_reason": None, "delta": {"content": text}}
+        whole = {
+            "id": asked.id, "object": "chat.completion.chunk", "created": asked.created,
+            "model": 'a"" model', "choices": [choice], **({"usage": None} if usage else {}),
+        }  # fmt: skip
+        said = frame({"delta": {"content": text}})
+        assert said == b"data: " + json.dumps(whole, ensure_ascii=False).encode() + b"\n\n"
+    ended = json.loads(frame({"delta": {"content": "x"}, "finish_reason": "stop"})[6:])
+    assert ended["choices"][0]["finish_reason"] == "stop"
 
 
 def test_what_tools_are_refused() -> None:
