@@ -51,10 +51,12 @@ int m27_run(Model* m, const Batch* batch, char* error, size_t room) {
   return guarded(error, room, [&] { m->run(*batch); });
 }
 
-// Draws from rows [R, K] of one question that are there already; they are changed.
-int m27_draw(float* rows, const int32_t* spans, int count, const Draws* draws, int number, int threads, char* error,
-             size_t room) {
-  return guarded(error, room, [&] {
+// Draws from rows [R, K] of one question that are there already, which are changed; the seconds that it took.
+// For tests and benchmarks.
+double m27_draw(float* rows, const int32_t* spans, int count, const Draws* draws, int number, int threads, char* error,
+                size_t room) {
+  double seconds = 0;
+  guarded(error, room, [&] {
     Pool pool(threads);
     std::vector<Drawer> drawers(threads);
     const Spans ids{spans, count};
@@ -66,8 +68,11 @@ int m27_draw(float* rows, const int32_t* spans, int count, const Draws* draws, i
         for (; begin < end; ++begin) drawer.draw(*draws, begin, ids, rows);
       });
     };
+    const auto begin = std::chrono::steady_clock::now();
     pool.run(body);
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   });
+  return seconds;
 }
 
 int m27_add_adapter(Model* m) { return m->add_adapter(); }

@@ -72,7 +72,7 @@ class Library:
             ("m27_set_vector", _I, [_P, _I, _I, _P, *text]),
             ("m27_run", _I, [_P, _P, *text]),
             ("m27_add_adapter", _I, [_P]),
-            ("m27_draw", _I, [_P, _P, _I, _P, _I, _I, *text]),
+            ("m27_draw", ctypes.c_double, [_P, _P, _I, _P, _I, _I, *text]),
             ("m27_set_adapter", _I, [_P, _I, _I, _I, _I, _I, _I, _P, _P, *text]),
             ("m27_remove_adapter", _I, [_P, _I, *text]),
             ("m27_bytes", _S, [_P, _I]),

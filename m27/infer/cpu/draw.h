@@ -251,6 +251,23 @@ class Drawer {
     return kept;
   }
 
+  // A power of two such that the weights which are at least that are more than `enough`, so that none
+  // below is in the nucleus; 0 where there is none. Sums are off by less than is allowed for.
+  float bottom(double enough) const {
+    for (float low = 0.5f; low > 1e-9f; low *= 0.5f) {
+      vf total = {};
+      int i = 0;
+      for (; i + W <= n_; i += W) {
+        const vf w = load(&weights_[i]);
+        total += as_float(as_int(w) & (w >= low));
+      }
+      float all = sum(total);
+      for (; i < n_; ++i) all += weights_[i] >= low ? weights_[i] : 0.0f;
+      if (all > 1.01 * enough) return low;
+    }
+    return 0.0f;
+  }
+
   // The best weights into `sorted_`, at least `many` of them; how many these are. Of so many parts of a
   // row the `many` best maxima belong to as many weights, so what is less than these is not among the best.
   int choose(int many) {
@@ -275,9 +292,12 @@ class Drawer {
     }
     n_ = thin(least, &weights_[0], &places_[0]);
     if ((!top_k && d.top_p == 1.0 && d.min_p == 0.0) || n_ == 0) return;
-    const int many = top_k ? std::min(top_k, n_) : n_;
+    int many = top_k ? std::min(top_k, n_) : n_, chosen;
+    if (d.top_p < 1.0 && !top_k && n_ > 1000)
+      chosen = many = thin(bottom(d.top_p * total), &sorted_[0], &spots_[0]);
+    else
+      chosen = choose(many);
     int keep = many;
-    const int chosen = choose(many);
     const auto from = sorted_.begin();
     if (many < chosen) std::nth_element(from, from + (many - 1), from + chosen, std::greater<float>());
     if (d.top_p < 1.0) {

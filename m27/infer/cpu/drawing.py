@@ -117,18 +117,19 @@ class Packed:
 
 def draw(
     raw: ctypes.CDLL, rows_RK: Floats, spans: Spans, draws: Sequence[Draw], threads: int = 1
-) -> npt.NDArray[np.int64]:
-    """The ids [D] that are drawn from rows of logits of the ids of `spans`; the rows are changed."""
+) -> tuple[npt.NDArray[np.int64], float]:
+    """The ids [D] that are drawn from rows of logits of the ids of `spans`, and the seconds that C++
+    took; the rows are changed. For tests and benchmarks: a step draws by itself."""
     assert rows_RK.dtype == np.float32 and rows_RK.flags.c_contiguous
     packed, text = Packed(draws), ctypes.create_string_buffer(512)
     flat = np.array(spans, dtype=np.int32)
-    raw.m27_draw(
+    seconds: float = raw.m27_draw(
         rows_RK.ctypes.data, flat.ctypes.data, len(flat), ctypes.byref(packed.struct), len(draws),
         threads, text, len(text),
     )  # fmt: skip
     if text.value:
         raise RuntimeError(text.value.decode(errors="replace"))
-    return packed.out
+    return packed.out, seconds
 
 
 def agrees(raw: ctypes.CDLL) -> bool:
@@ -150,4 +151,4 @@ def agrees(raw: ctypes.CDLL) -> bool:
         redirects = [(600, 520)] if row % 2 else []
         draws.append(sampler.draw(spans, "text", redirects, row))
         want.append(sampler.choose(logits_K.copy(), spans, "text", redirects))
-    return draw(raw, rows_RK, spans, draws).tolist() == want
+    return draw(raw, rows_RK, spans, draws)[0].tolist() == want
