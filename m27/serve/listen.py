@@ -15,7 +15,8 @@ from m27.serve.settings import SettingsError
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there. Raises SettingsError where that cannot be."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # By its protocol the event loop knows that small pieces are to be sent at once (TCP_NODELAY).
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host.strip("[]"), port))

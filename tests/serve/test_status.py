@@ -1,6 +1,7 @@
 """/v1/models, /health, /metrics, /openapi.json and the playground's files."""
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,19 @@ from tests import tiny
 from tests.infer import mixed
 from tests.serve import live
 from tests.serve.live import Live
+
+
+def test_small_pieces_are_not_held_back(server: Live) -> None:
+    """A token's piece would wait for the client to acknowledge the one before, for up to 40 ms."""
+    connection = server.connect()
+    connection.connect()
+    try:
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        links = [c.transport.get_extra_info("socket") for c in server.service.server_state.connections]
+        assert links and all(link.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for link in links)
+    finally:
+        connection.close()
 
 
 def test_models_and_adapters() -> None:
