@@ -126,6 +126,7 @@ def test_one_pass_through_the_pixels_gives_the_gradient_of_the_sum(
 ) -> None:
     """Against autograd on the weighted sum of all losses, spelled out, without an adversary."""
     trainer = ImageCodecTrainer(None, OPTIONS, tmp_path)
+    trainer.narrow = False  # whatever the processor has: what is spelled out below is in float32
     for parameter in trainer.codec.decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     batch = Bank(groups).draw(4, 32, 0, 0)
