@@ -20,8 +20,8 @@ from m27.runtime import cpu_flags
 
 FOLDER = Path(__file__).resolve().parent
 SOURCES = (
-    "vec.h", "dot.h", "pool.h", "product.h", "rounding.h", "attention.h", "draw.h", "model.h", "step.h",
-    "api.cpp",
+    "vec.h", "dot.h", "pool.h", "product.h", "rounding.h", "attention.h", "squeeze.h", "draw.h",
+    "model.h", "step.h", "api.cpp",
 )  # fmt: skip
 LEVELS = ("avx512", "avx2", "portable")
 
