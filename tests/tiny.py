@@ -154,3 +154,11 @@ def random_messages(rng: random.Random) -> list[dict[str, Any]]:
                 parts.append({"type": "audio", "codes": [rng.randrange(8) for _ in range(5)]})
         messages.append({"role": ("user", "assistant")[turn % 2], "content": parts})
     return messages
+
+
+def write_words(folder: Path) -> Path:
+    """`write_model` without codecs: a model that answers in words alone; `folder` comes back."""
+    write_model(folder)
+    for name in ("image_codec.safetensors", "audio_codec.safetensors"):
+        (folder / name).unlink()
+    return folder

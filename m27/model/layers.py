@@ -28,9 +28,14 @@ class RMSNorm(nn.Module):
         if x.dtype == torch.float32:
             return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
         # Spelled out: on CPU the fused call is several times slower than this in bfloat16.
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """The norm of `RMSNorm` in separate steps, for `x` [..., D] of any dtype; same shape and dtype out."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return gain * wide.to(x.dtype)
 
 
 class Rotary(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from m27.data.loader import Batch
 from m27.model.decoder import Decoder
-from m27.model.layers import rotate
+from m27.model.layers import rms_norm, rotate
 from m27.train import ragged
 from m27.train.head import Losses, head
 from m27.train.lora import Adapters
@@ -28,17 +28,11 @@ from m27.train.rows import Rows
 from m27.train.scoring import Plan, Teacher
 
 
-def _norm(x_ND: Tensor, gain_D: Tensor, eps: float) -> Tensor:
-    wide = x_ND.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return gain_D * wide.to(x_ND.dtype)
-
-
 def _before(
     x_ND: Tensor, gain_D: Tensor, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Norm, queries, keys and values with their turns: [N, G, H], [N, K, H], [N, K, H]."""
-    h_ND = _norm(x_ND, gain_D, eps)
+    h_ND = rms_norm(x_ND, gain_D, eps)
     width = cos.shape[-1]
     heads = [F.linear(h_ND, weight).unflatten(-1, (-1, width)) for weight in (q, k, v)]
     return rotate(heads[0], cos, sin), rotate(heads[1], cos, sin), heads[2]
@@ -50,7 +44,7 @@ def _after(
 ) -> Tensor:  # fmt: skip
     """What attention gave goes home, and the gated MLP: [N, D]."""
     x_ND = x_ND + F.linear(y_NE, o)
-    h_ND = _norm(x_ND, gain_D, eps)
+    h_ND = rms_norm(x_ND, gain_D, eps)
     return x_ND + F.linear(F.silu(F.linear(h_ND, gate)) * F.linear(h_ND, up), down)
 
 
@@ -82,7 +76,7 @@ class Body:
                 x_ND, y_NE, own.o_proj.weight, block.post_attention_layernorm.weight,
                 mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, eps,
             )  # fmt: skip
-        return _norm(x_ND, model.norm.weight, eps)
+        return rms_norm(x_ND, model.norm.weight, eps)
 
 
 class _Kind:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from m27.model.attention import document_edges
+
 Way = Literal["grouped", "wide", "none"]
 
 
@@ -48,14 +50,12 @@ class Ragged:
 
 def plan(documents_BT: Tensor, branches_BT: Tensor | None = None) -> Ragged:
     """The runs of rows of documents [B, T] (on the host); a document ends with its row."""
+    if branches_BT is None:
+        whole, longest = document_edges(documents_BT)
+        return Ragged(whole, whole, longest, longest)
     documents = documents_BT.numpy()
     change = np.ones(documents.shape, dtype=bool)
     change[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    if branches_BT is None:
-        edges = np.append(np.flatnonzero(change), documents.size)
-        longest = int(np.diff(edges).max())
-        whole = torch.from_numpy(edges.astype(np.int32))
-        return Ragged(whole, whole, longest, longest)
     branches = branches_BT.numpy()
     begins = np.flatnonzero(change)  # of documents
     change[:, 1:] |= branches[:, 1:] != branches[:, :-1]

@@ -18,11 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model without codecs: it answers in words alone."""
-    folder = tmp_path_factory.mktemp("tiny-model")
-    tiny.write_model(folder)
-    for name in ("image_codec.safetensors", "audio_codec.safetensors"):
-        (folder / name).unlink()
-    return folder
+    return tiny.write_words(tmp_path_factory.mktemp("tiny-model"))
 
 
 def torchrun(*arguments: str, said: str = "") -> subprocess.CompletedProcess[str]:

@@ -30,11 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in the shipped layout, without codecs."""
-    folder = tmp_path_factory.mktemp("packed")
-    tiny.write_model(folder)
-    for name in ("image_codec.safetensors", "audio_codec.safetensors"):
-        (folder / name).unlink()
-    return folder
+    return tiny.write_words(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture(scope="module")
