@@ -130,11 +130,15 @@ def test_memory_is_flat_over_many_decodings(door: Door) -> None:
 
     door(some(20))
     pids = sorted(door.workers())
-    before = [resident(), *(resident(pid) for pid in pids)]
-    door(some(200))
-    after = [resident(), *(resident(pid) for pid in pids)]
+    grown = []
+    for _ in range(5):  # one lost picture in six is 4 MB a round; the allocator takes its own only now and then
+        before = [resident(), *(resident(pid) for pid in pids)]
+        door(some(200))
+        grown.append([resident() - before[0], *(resident(pid) - b for pid, b in zip(pids, before[1:], strict=True))])
+        if max(grown[-1]) < 4_000_000:
+            break
     assert sorted(door.workers()) == pids
-    assert all(b - a < 4_000_000 for a, b in zip(before, after, strict=True))
+    assert max(grown[-1]) < 4_000_000, grown
 
 
 def test_a_worker_killed_at_a_job_costs_that_job_alone(open_door: Callable[..., Door]) -> None:
