@@ -36,7 +36,7 @@ from m27.train.meter import Meter
 from m27.train.objective import Tally
 from m27.train.optim import Optimiser
 from m27.train.passes import Pass, choose
-from m27.train.rows import Rows
+from m27.train.rows import FreeRows, FrozenRows, Rows
 from m27.train.settings import SettingError, TrainConfig
 from m27.train.watch import Sample, Watch
 
@@ -76,14 +76,21 @@ class Trainer:
         self.device = rows.table_VD.device
         runtime.seed_everything(config.seed)
         full = config.body == "full"
+        if (config.rows == "free") != isinstance(rows, FreeRows) or (
+            config.rows == "frozen"
+        ) != isinstance(rows, FrozenRows):
+            raise SettingError(f"rows={config.rows} and the rows given ({type(rows).__name__}) disagree")
+        if config.rows == "free" and (not full or config.data.kl_tasks):
+            raise SettingError("rows=free trains every weight: it wants body=full and no data.kl_tasks")
         # Before any weight is taken up: what text is held to is the base as it was published.
         self._base = copy.deepcopy(decoder) if full and config.data.kl_tasks else None
         decoder.recompute = config.recompute
         lora = replace(config.lora, targets=()) if full else config.lora
         self.decoder, self.adapters = decoder, Adapters(decoder, lora, config.seed)
         body = dict(self.adapters.parameters())
-        if full:  # text rows stay as they are: the table of all rows is built from them
-            body = {n: p for n, p in decoder.named_parameters() if "embed_tokens" not in n}
+        if full:
+            free = config.rows == "free"  # else text rows stay: the table of all rows is built from them
+            body = {n: p for n, p in decoder.named_parameters() if free or "embed_tokens" not in n}
         for parameter in body.values():
             parameter.requires_grad_(config.body != "frozen")
         self.parameters = {**body, **rows.parameters()}
@@ -108,7 +115,7 @@ class Trainer:
         if self._way is None:
             config = self.config
             self._way = choose(
-                config.path, self.decoder, self.adapters, self.rows, self.rows.table_VD.dtype,
+                config.path, self.decoder, self.adapters, self.rows, self.rows.dtype,
                 config.compile, full=config.body == "full", base=self._base,
             )  # fmt: skip
         return self._way

@@ -125,6 +125,8 @@ def _trained(spans: Spans, first: int) -> Iterator[tuple[slice, slice]]:
 
 def _subtract_targets(grad_VD: Tensor, targets_M: Tensor, first: int, weighted_MD: Tensor) -> None:
     """Take each trained target's own share off its row; nothing here waits for the device."""
+    if not len(grad_VD):
+        return
     trained = (targets_M >= first)[:, None]
     at = torch.remainder(targets_M - first, len(grad_VD))  # zeros of the others go anywhere
     grad_VD.index_add_(0, at, torch.where(trained, -weighted_MD, 0.0).float())

@@ -1,8 +1,8 @@
-"""One micro-batch forward and backward, three ways with the same outcome: fused by hand, merged, plain.
+"""One micro-batch forward and backward, with the same outcome in several ways: fused by hand, merged, plain.
 
-Both put the inputs together from the vocabulary's rows, compute the head at the targets only, and leave
-gradients on the trained weights and in the rows' buffer. The plain way is the oracle of the fused one, serves
-the families that the others do not know, and trains every weight.
+They put the inputs together from the vocabulary's rows, compute the head at the targets only, and leave
+gradients on the trained weights and in the rows' buffer. The plain way is the oracle of the others, serves
+the families that they do not know, and trains every weight; the whole way (`m27.train.whole`) every row too.
 
 Shapes: B rows, T tokens, N = B*T, M targets, D width, n tokens that the base is asked about.
 """
@@ -22,8 +22,9 @@ from m27.train.fused import Fused
 from m27.train.head import Losses, head
 from m27.train.lora import Adapters
 from m27.train.merged import MergedPass
-from m27.train.rows import Rows
+from m27.train.rows import FreeRows, Rows
 from m27.train.scoring import Plan, Teacher
+from m27.train.whole import WholePass
 
 
 class Pass(Protocol):
@@ -164,11 +165,16 @@ def choose(
     full: bool = False,
     base: Decoder | None = None,
 ) -> Pass:
-    """The pass that `path` ("auto", "fused", "plain") names.
+    """The pass that `path` ("auto", "fused", "merged", "plain", "whole") names.
 
     "auto" is, for adapters of the Llama family, fused on the CPU and merged on a GPU; `full` training of
-    every weight has no other way than plain. Raises ValueError for another one with `full`.
+    every weight goes the plain way, and the whole way where the rows are free. Raises ValueError for
+    another one.
     """
+    if isinstance(rows, FreeRows) or path == "whole":
+        if path not in ("auto", "whole") or not isinstance(rows, FreeRows) or not full:
+            raise ValueError("free rows go with body=full and path=whole, and the other way round")
+        return WholePass(decoder, rows)
     if full and path in ("fused", "merged"):
         raise ValueError(f"the {path} path trains adapters and rows only; set path=plain")
     fits = decoder.config.family == "llama" and not full

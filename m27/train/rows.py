@@ -1,8 +1,9 @@
 """The vocabulary's rows in training: frozen text rows, trained control rows, code rows as learned maps.
 
 The same rows are input embeddings and output rows. `table` is all of them in the compute dtype, rebuilt once a
-step; gradients of the trained ones gather in one buffer and go through the maps once a step. Also the warm
-start of a map from captions. It knows no ids but the order text, control, image, audio.
+step; gradients of the trained ones gather in one buffer and go through the maps once a step. `FrozenRows` are
+all as they are, `FreeRows` the decoder's own. Also the warm start of a map from captions. It knows no ids but
+the order text, control, image, audio.
 
 Shapes: V vocabulary, N tokens, D width.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from m27.model.code_map import CodeMap
+from m27.model.decoder import Decoder
 
 
 class Rows:
@@ -50,6 +52,11 @@ class Rows:
         self.grad_VD = torch.zeros(size - self.first, dim, device=text_VD.device)
         self._new: Tensor | None = None
         self.refresh()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of products."""
+        return self.table_VD.dtype
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything trained here, by its name in the shipped checkpoint."""
@@ -92,6 +99,59 @@ class Rows:
         # A copy: where a gradient goes to a leaf unchanged, autograd would keep the buffer itself.
         self._new.backward(self.grad_VD.clone())
         self._new = None
+
+
+class FrozenRows(Rows):
+    """All rows [V, D] as they are: none is trained, so none has a gradient."""
+
+    def __init__(self, rows_VD: Tensor, dtype: torch.dtype) -> None:
+        self.table_VD = rows_VD.detach().to(dtype)
+        self.first = len(rows_VD)
+        self.grad_VD = torch.zeros(0, rows_VD.shape[1], device=rows_VD.device)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """None."""
+        return {}
+
+    def refresh(self) -> None:
+        """Nothing changes."""
+
+    def add_input_gradient(self, ids_N: Tensor, g_ND: Tensor) -> None:
+        """Nobody asks for it."""
+
+    def backward(self) -> None:
+        """Nothing to send."""
+
+
+class FreeRows(Rows):
+    """The embedding and the head of `decoder`, trained as its other weights are; `dtype` is that of products.
+
+    The decoder holds them and autograd trains them: nothing is left to do here. For the whole pass.
+    """
+
+    def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
+        self.decoder, self._dtype = decoder, dtype
+        self.first = 0
+
+    @property
+    def table_VD(self) -> Tensor:  # type: ignore[override]  # noqa: N802 - shape suffix
+        """The output rows, in the dtype of the masters."""
+        return self.decoder.output_weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of products."""
+        return self._dtype
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """None of its own: they are the decoder's."""
+        return {}
+
+    def refresh(self) -> None:
+        """Nothing to bring up to date."""
+
+    def backward(self) -> None:
+        """Autograd has done it."""
 
 
 @torch.no_grad()

@@ -49,10 +49,13 @@ class TrainConfig:
     """One run: `steps` or `minutes` (whichever is given; the first reached ends it), data and optimiser.
 
     `path` "fused" is the hand-written pass for a frozen Llama decoder, "merged" the one for a GPU, "plain"
-    autograd through the decoder; "auto" is fused on the CPU and merged on a GPU where it can be. `threads`
-    0 is one a core. Of the decoder's body, `body` trains the "adapters", nothing ("frozen": the rows alone
-    learn), or every weight ("full"; plain only). `recompute` runs blocks again in the backward pass, for
-    the memory. Samples are drawn every `sample_minutes` by whoever starts the run (0: never).
+    autograd through the decoder, "whole" the same with the vocabulary's rows as ordinary weights; "auto" is
+    fused on the CPU and merged on a GPU where it can be. `threads` 0 is one a core. Of the decoder's body,
+    `body` trains the "adapters", nothing ("frozen": the rows alone learn), or every weight ("full"; plain
+    or whole). Of the vocabulary, `rows` trains code maps and control rows ("maps"), every row as in any
+    language model ("free"; with body "full"), or none ("frozen"). `recompute` runs blocks again in the
+    backward pass, for the memory. Samples are drawn every `sample_minutes` by whoever starts the run (0:
+    never).
     """
 
     name: str
@@ -63,8 +66,9 @@ class TrainConfig:
     dtype: str = "auto"
     threads: int = 0
     compile: bool = True
-    path: Literal["auto", "fused", "merged", "plain"] = "auto"
+    path: Literal["auto", "fused", "merged", "plain", "whole"] = "auto"
     body: Literal["adapters", "frozen", "full"] = "adapters"
+    rows: Literal["maps", "free", "frozen"] = "maps"
     recompute: bool = False
     sample_minutes: float = 10.0
     save_minutes: float = 5.0

@@ -12,7 +12,7 @@ from m27.model.config import SIZES
 from m27.model.decoder import Decoder
 from m27.train.loop import Trainer
 from m27.train.lora import LoraConfig
-from m27.train.rows import Rows
+from m27.train.rows import FreeRows, FrozenRows, Rows
 from m27.train.settings import DataConfig, TrainConfig
 
 TEXT, CONTROLS = 64, 32
@@ -55,10 +55,11 @@ def corpus(folder: Path) -> Corpus:
     return Corpus([write_shard(folder / f"shard{i}", 200 + 100 * i, i) for i in range(2)])
 
 
-def decoder() -> Decoder:
-    """A tiny frozen decoder with text rows only, always the same, and lively enough to matter."""
+def decoder(rows: int = TEXT, **changes) -> Decoder:
+    """A tiny frozen decoder, of text rows only, always the same, and lively enough to matter."""
     torch.manual_seed(0)
-    model = Decoder(dataclasses.replace(SIZES["tiny"], vocab_size=TEXT)).requires_grad_(False)
+    size = dataclasses.replace(SIZES["tiny"], vocab_size=rows, **changes)
+    model = Decoder(size).requires_grad_(False)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.mul_(5)
@@ -79,6 +80,12 @@ def config(**changes) -> TrainConfig:
 
 def trainer(run: Path, shards: Corpus, settings: TrainConfig) -> Trainer:
     """A trainer as a new process would make it."""
-    model = decoder()
-    rows = Rows(model.model.embed_tokens.weight, CONTROLS, (4, 4, 4), (4, 4, 2), torch.float32)
+    model = decoder() if settings.rows == "maps" else decoder(AUDIO[1])
+    text = model.model.embed_tokens.weight
+    if settings.rows == "free":
+        rows: Rows = FreeRows(model, torch.float32)
+    elif settings.rows == "frozen":
+        rows = FrozenRows(text, torch.float32)
+    else:
+        rows = Rows(text, CONTROLS, (4, 4, 4), (4, 4, 2), torch.float32)
     return Trainer(settings, model, rows, shards, run, quiet=True)

@@ -1,0 +1,115 @@
+"""whole.py and the rows that are not maps: every weight trained as a plain language model's, or no row at all."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from m27.train.rows import FreeRows
+from m27.train.scoring import Plan
+from m27.train.settings import SettingError
+from m27.train.whole import WholePass
+from tests.train import fixtures
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return fixtures.corpus(tmp_path_factory.mktemp("shards"))
+
+
+def free(**changes):
+    return fixtures.config(body="full", rows="free", **changes)
+
+
+def batch_of(trainer) -> tuple:
+    batches, _ = next(iter(trainer.loader))
+    return batches[0], trainer.scoring.plan(batches[0])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tied": False}, {"family": "qwen3"},
+                {"family": "qwen3_moe", "n_experts": 4, "top_k": 2, "expert_dim": 32}]
+)  # fmt: skip
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_loss_and_every_gradient_equal_those_of_full_logits(shards, tmp_path, changes, share):
+    settings = free()
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, full_share=share))
+    trainer = fixtures.trainer(tmp_path, shards, settings)
+    batch, plan = batch_of(trainer)
+    model = fixtures.decoder(fixtures.AUDIO[1], **changes).requires_grad_(True)
+    way = WholePass(model, FreeRows(model, torch.float32))
+    losses = way.run(batch, plan, 7.0).targets_M
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    logits = model(batch.ids_BT, batch.positions_BT, batch.documents_BT).flatten(0, 1)[batch.places_M]
+    masked = torch.full_like(logits, float("-inf"))
+    for group in plan.groups:
+        for begin, end in group.spans or ((0, logits.shape[1]),):
+            masked[group.index_m, begin:end] = 0
+    expected = F.cross_entropy(logits + masked, batch.targets_M, reduction="none")
+    (expected * batch.weights_M / 7.0).sum().backward()
+    torch.testing.assert_close(losses, expected.detach(), rtol=1e-5, atol=1e-5)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_free_run_learns_and_resumes_bit_for_bit(shards, tmp_path):
+    whole = fixtures.trainer(tmp_path / "whole", shards, free()).run()
+    fixtures.trainer(tmp_path / "parts", shards, free()).run(until=2)
+    again = fixtures.trainer(tmp_path / "parts", shards, free()).run()
+    begun = fixtures.decoder(fixtures.AUDIO[1]).state_dict()
+    assert again.trained.keys() == whole.trained.keys() == begun.keys()
+    for name, tensor in whole.trained.items():
+        assert torch.equal(tensor, again.trained[name])
+        assert not torch.equal(tensor, begun[name])
+
+
+def test_frozen_rows_stay_and_every_way_gives_adapters_the_same_gradients(shards, tmp_path):
+    found = {}
+    for path in ("fused", "plain", "merged"):
+        trainer = fixtures.trainer(tmp_path / path, shards, fixtures.config(rows="frozen", path=path))
+        for number, (name, parameter) in enumerate(trainer.parameters.items()):
+            assert ".lora_" in name
+            torch.manual_seed(number)
+            parameter.data.normal_(std=0.1)
+        batch, plan = batch_of(trainer)
+        way = trainer.way
+        way.refresh()
+        way.run(batch, plan, 7.0)
+        way.collect()
+        found[path] = {name: p.grad.clone() for name, p in trainer.parameters.items()}
+    for path in ("plain", "merged"):
+        for name, gradient in found[path].items():
+            torch.testing.assert_close(gradient, found["fused"][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_with_frozen_rows_trains_adapters_alone(shards, tmp_path):
+    trainer = fixtures.trainer(tmp_path, shards, fixtures.config(rows="frozen"))
+    begun = trainer.rows.table_VD.clone()
+    result = trainer.run()
+    assert all(".lora_" in name for name in result.trained)
+    assert any(tensor.any() for name, tensor in result.trained.items() if "lora_B" in name)
+    assert torch.equal(trainer.rows.table_VD, begun)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"rows": "free"}, "body=full"), ({"rows": "free", "body": "full", "kl": True}, "kl_tasks")],
+)
+def test_what_cannot_be_is_one_line(shards, tmp_path, changes, word):
+    kl = changes.pop("kl", False)
+    settings = fixtures.config(**changes)
+    if kl:
+        data = dataclasses.replace(settings.data, kl_tasks={"text": 1.0})
+        settings = dataclasses.replace(settings, data=data)
+    with pytest.raises(SettingError, match=word):
+        fixtures.trainer(tmp_path, shards, settings)
+
+
+def test_branches_are_refused(shards, tmp_path):
+    trainer = fixtures.trainer(tmp_path, shards, free())
+    batch, _ = batch_of(trainer)
+    forked = dataclasses.replace(batch, branches_BT=torch.ones_like(batch.ids_BT))
+    with pytest.raises(ValueError, match="branches"):
+        trainer.way.run(forked, Plan(()), 1.0)
