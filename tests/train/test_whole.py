@@ -81,7 +81,8 @@ def test_frozen_rows_stay_and_every_way_gives_adapters_the_same_gradients(shards
         found[path] = {name: p.grad.clone() for name, p in trainer.parameters.items()}
     for path in ("plain", "merged"):
         for name, gradient in found[path].items():
-            torch.testing.assert_close(gradient, found["fused"][name], rtol=1e-3, atol=1e-5)
+            other = found["fused"][name]
+            assert (gradient - other).norm() < 1e-4 * other.norm()
 
 
 def test_a_run_with_frozen_rows_trains_adapters_alone(shards, tmp_path):
