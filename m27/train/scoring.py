@@ -109,8 +109,9 @@ class Scoring:
         left_M = torch.ones_like(batch.targets_M, dtype=torch.bool)
         if teacher is not None:
             left_M[teacher.index_m] = False
-        # A target's place and id make a draw that a resumed run repeats.
-        mixed = batch.places_M * 2654435761 + batch.targets_M * 40503
+        # A target's place in its row and its id make a draw that a resumed run repeats, however many rows
+        # are gone through at a time.
+        mixed = batch.places_M % batch.ids_BT.shape[1] * 2654435761 + batch.targets_M * 40503
         full_M = (mixed % (1 << 32)) < self.full_share * (1 << 32)
         full_M |= self._full[batch.tasks_M]
         image_M = batch.media_M == MEDIA.index("image")

@@ -27,7 +27,9 @@ class SettingError(ValueError):
 class DataConfig:
     """What is trained on. `tasks` None takes every task at its size; see Mixture, Packer and Loader.
 
-    `full_share`, `full_tasks` and `kl_tasks` say what a target is scored against; see Scoring.
+    A step trains on `step_rows` rows, all ranks together, or on `rows` times `accumulate` where that is 0; a
+    rank goes through its share `rows` at a time. `full_share`, `full_tasks` and `kl_tasks` say what a target
+    is scored against; see Scoring.
     """
 
     tasks: Mapping[str, float] | None = None
@@ -36,6 +38,7 @@ class DataConfig:
     row: int = 2048
     rows: int = 1
     accumulate: int = 4
+    step_rows: int = 0
     pool: int = 256
     media_weights: Mapping[str, float] = field(default_factory=dict)
     task_weights: Mapping[str, float] = field(default_factory=dict)
