@@ -50,7 +50,7 @@ class Meter:
         filled = round(progress * _WIDTH)
         bar = "#" * filled + " " * (_WIDTH - filled)
         media = " ".join(f"{name} {loss:.3f}" for name, loss in record["media"].items())
-        eta = "" if left is None else f" ETA {_clock(left)}"
+        eta = "" if left is None else f" ETA {clock(left)}"
         line = (
             f"step {record['step']} [{bar}] {progress:4.0%} loss {record['loss']:.3f} ({media}) "
             f"{record['tokens_per_second']:,.0f} tokens/s{eta}"
@@ -71,7 +71,8 @@ def _step_of(line: str) -> int:
         return sys.maxsize  # the torn last line of a killed run
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, or hours, minutes and seconds: 1:02:03."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
