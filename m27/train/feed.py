@@ -83,8 +83,9 @@ def scoring(corpus: Corpus, config: TrainConfig) -> Scoring:
     data = config.data
     try:
         return Scoring(
-            corpus.meta["vocabulary"], corpus.tasks, data.full_share, data.full_tasks, data.kl_tasks
-        )
+            corpus.meta["vocabulary"], corpus.tasks, data.full_share, data.full_tasks, data.kl_tasks,
+            config.z_loss,
+        )  # fmt: skip
     except ValueError as error:
         raise SettingError(f"data.{error}") from None
 
@@ -125,7 +126,7 @@ def _taken_apart(item: tuple[list[Planned], State]) -> tuple[dict[str, Any], dic
         groups = [
             named(f"{number}.group{i}", group)["spans"] for i, group in enumerate(plan.groups)
         ]
-        told.append({"groups": groups, "runs": named(f"{number}.runs", prepared)})
+        told.append({"groups": groups, "z_loss": plan.z_loss, "runs": named(f"{number}.runs", prepared)})
     return {"steps": told, "state": state}, tensors
 
 
@@ -144,7 +145,7 @@ def _put_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[li
         )
         teacher, runs = of(f"{number}.teacher"), of(f"{number}.runs")
         prepared = ragged.Ragged(**told["runs"] | runs) if runs else None
-        plan = Plan(groups, Teacher(**teacher) if teacher else None)
+        plan = Plan(groups, Teacher(**teacher) if teacher else None, told["z_loss"])
         steps.append((Batch(**of(f"{number}.batch")), plan, prepared))
     return steps, about["state"]
 

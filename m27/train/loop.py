@@ -30,6 +30,7 @@ from m27.data.mixture import Corpus, State
 from m27.model.decoder import Decoder
 from m27.train import checkpoint, feed
 from m27.train.feed import Planned
+from m27.train.flops import Flops, peak
 from m27.train.lora import Adapters, LoraError, merged, refit
 from m27.train.merged import MergedPass
 from m27.train.meter import Meter
@@ -104,7 +105,9 @@ class Trainer:
         self.loader = feed.loader(self.packer, config)
         self.loader_state = self.packer.state() if loader_state is None else loader_state
         self.scoring = feed.scoring(corpus, config)
-        self.meter = Meter(run, self.step, quiet)
+        self.meter = Meter(run, self.step, quiet, config.log, config.name)
+        self.cost = Flops(decoder.config, full, config.rows != "frozen")
+        self.flops = 0.0  # of this call
         self.watch = Watch(run, config.name, self.step)
         self.tally = Tally(MEDIA, corpus.tasks)
         self._way: Pass | None = None
@@ -186,6 +189,7 @@ class Trainer:
         steps = self._steps()
         if self.device.type == "cuda":
             steps = self._rehearsed(steps)
+        at_most = None if self.meter.quiet else peak(self.device, self.rows.dtype)
         begun, earlier, first = time.monotonic(), self.seconds, self.tokens
         saved_at, saved_step = begun, self.step
         budget = math.inf if call_minutes is None else call_minutes * 60
@@ -200,8 +204,10 @@ class Trainer:
                 if self.step % _TRIM_EVERY == 0 and self.device.type == "cpu":
                     runtime.trim_freed_memory()
                 self.seconds = earlier + time.monotonic() - begun
-                rate = self.meter.rate(self.tokens - first)
+                rate, flops = self.meter.rate(self.tokens - first, self.flops)
                 record |= {"tokens_per_second": round(rate, 1), "seconds": round(self.seconds, 2)}
+                if at_most is not None:
+                    record["mfu"] = round(flops / at_most, 4)
                 done = self.progress
                 left = None if done == 0 else self.seconds / done * (1 - done)
                 self.meter.log(record, done, left)
@@ -264,6 +270,7 @@ class Trainer:
             if losses.apart_m is not None:
                 self.tally.add_divergence(losses.apart_m)
             self.tokens += host.ids_BT.numel()
+            self.flops += self.cost.of(host, plan)
         self.rows.backward()
         self.way.collect()
         scale, norm = self.optimiser.step(progress)

@@ -48,10 +48,14 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the targets of one micro-batch are scored; each target is in one group or the teacher's."""
+    """How the targets of one micro-batch are scored; each target is in one group or the teacher's.
+
+    `z_loss` is the weight of log(z)² in the loss of the groups' targets, see `cross_entropy`.
+    """
 
     groups: tuple[Group, ...]
     teacher: Teacher | None = None
+    z_loss: float = 0.0
 
     def to(self, device: torch.device) -> Plan:
         """The same plan with its indices on a device."""
@@ -64,15 +68,15 @@ class Plan:
                 if name != "documents_1n"
             }
             teacher = replace(teacher, **moved)
-        return Plan(groups, teacher)
+        return replace(self, groups=groups, teacher=teacher)
 
 
 class Scoring:
     """Makes the plan of each batch of a corpus with this `vocabulary` (its meta) and these `tasks`.
 
     `full_share` in 0..1 of the targets, and every target of `full_tasks`, are scored over all ids;
-    `kl_tasks` gives by task how much of its targets' loss is the divergence from the base, 0..1.
-    Raises ValueError for a share outside that.
+    `kl_tasks` gives by task how much of its targets' loss is the divergence from the base, 0..1. `z_loss`
+    goes into each plan. Raises ValueError for a share outside that.
     """
 
     def __init__(
@@ -82,7 +86,9 @@ class Scoring:
         full_share: float = 1.0,
         full_tasks: Sequence[str] = (),
         kl_tasks: Mapping[str, float] | None = None,
+        z_loss: float = 0.0,
     ) -> None:
+        self.z_loss = z_loss
         shares = {
             "full_share": full_share,
             **{f"kl_tasks.{k}": v for k, v in (kl_tasks or {}).items()},
@@ -123,7 +129,8 @@ class Scoring:
             (~full_M & ~image_M & ~audio_M, self._words),
         ]
         groups = [Group((mask & left_M).nonzero().flatten(), spans) for mask, spans in kinds]
-        return Plan(tuple(group for group in groups if len(group.index_m)), teacher)
+        held = tuple(group for group in groups if len(group.index_m))
+        return Plan(held, teacher, self.z_loss)
 
     def _teacher(self, batch: Batch, share_M: Tensor) -> Teacher | None:
         ids_N, documents_N = batch.ids_BT.flatten(), batch.documents_BT.flatten()

@@ -58,8 +58,9 @@ class TrainConfig:
     `body` trains the "adapters", nothing ("frozen": the rows alone learn), or every weight ("full"; plain
     or whole). Of the vocabulary, `rows` trains code maps and control rows ("maps"), every row as in any
     language model ("free"; with body "full"), or none ("frozen"). `recompute` runs blocks again in the
-    backward pass, for the memory. Samples are drawn every `sample_minutes` by whoever starts the run (0:
-    never).
+    backward pass, for the memory. `z_loss` weighs log(z)² in the loss (see `cross_entropy`). Samples are
+    drawn every `sample_minutes` by whoever starts the run (0: never). `log` names what takes the
+    figures beside log.jsonl: tensorboard, csv, wandb, none.
     """
 
     name: str
@@ -74,9 +75,11 @@ class TrainConfig:
     body: Literal["adapters", "frozen", "full"] = "adapters"
     rows: Literal["maps", "free", "frozen"] = "maps"
     recompute: bool = False
+    z_loss: float = 0.0
     sample_minutes: float = 10.0
     save_minutes: float = 5.0
     keep: int = 2
+    log: Sequence[str] = ("tensorboard",)
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -33,7 +33,8 @@ class Cost:
         held = f"memory: {self.host_bytes / 1e9:.2f} GB of this machine's"
         if self.device_bytes:
             held += f", {self.device_bytes / 1e9:.2f} GB of the GPU's"
-        lines = [held, f"a step: {self.tokens:,} tokens, {self.seconds:.2f} s ({self.tokens / self.seconds:,.0f} tokens/s)"]
+        rate = self.tokens / self.seconds
+        lines = [held, f"a step: {self.tokens:,} tokens, {self.seconds:.2f} s ({rate:,.0f} tokens/s)"]
         if steps is not None:
             lines.append(f"the run: {steps:,} steps, {steps * self.tokens:,} tokens, {clock(steps * self.seconds)}")
         if minutes is not None:
