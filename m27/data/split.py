@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from m27.data.sources.base import Document
 class Side:
     """One side of a split; can be gone through again as often as its source can."""
 
-    def __init__(self, source: Collection[Document], chosen: bytes) -> None:
+    def __init__(self, source: Iterable[Document], chosen: bytes) -> None:
         self._source, self._chosen = source, chosen
 
     def __len__(self) -> int:
@@ -43,13 +43,14 @@ class Split(NamedTuple):
 def split(documents: Iterable[Document], share: float = 0.1, seed: int = 0) -> Split:
     """About `share` of the documents' contents held out, at least one content and never all of them.
 
+    What has a length can be gone through again, and is; another iterable is listed first.
     With fewer than two contents nothing is held out. Where chance holds out none, the content that comes
     nearest is, until one is added that comes nearer. Media are read once, as bytes. Raises CheckError for
     a file that is gone, ValueError for a share outside 0..1.
     """
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"a share of {share} is not between 0 and 1")
-    source = documents if isinstance(documents, Collection) else list(documents)
+    source: Iterable[Document] = documents if isinstance(documents, Sized) else list(documents)
     files: dict[str, str] = {}  # so that a picture of many records is read once
     places = [fraction(content(document, files), seed) for document in source]
     held = {place for place in places if place < share}

@@ -38,6 +38,7 @@ def exchange(question: Any, answer: Any) -> list[dict[str, Any]]:
 
 def write_all(folder: Path) -> dict[str, Path]:
     """One of each under `folder`, three records each; by name of the form."""
+    folder.mkdir(parents=True, exist_ok=True)
     media_in(folder)
     found = {
         "ours": write_lines(

@@ -73,13 +73,15 @@ def array(path: Path) -> Iterator[Line]:
     decode = json.JSONDecoder().raw_decode
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         text = file.read(_CHUNK)
+        while "[" not in text and (more := file.read(_CHUNK)):
+            text += more
         at = text.index("[") + 1
         line = 1 + text.count("\n", 0, at)
         while True:
             at, line = _beyond(text, at, line)
             if at == len(text) or (text[at] != "]" and len(text) - at < _CHUNK):
-                text, at, more = _more(file, text, at)
-                if more:
+                text, at, grew = _more(file, text, at)
+                if grew:
                     continue
             if text[at : at + 1] == "]":
                 return
@@ -88,8 +90,8 @@ def array(path: Path) -> Iterator[Line]:
             except (ValueError, RecursionError) as error:
                 size = len(text) - at
                 if size < MAX_LINE:
-                    text, at, more = _more(file, text, at, size)
-                    if more:
+                    text, at, grew = _more(file, text, at, size)
+                    if grew:
                         continue
                 reason = str(error).split(": line")[0] if size < MAX_LINE else "a record is too long"
                 yield line, Fault(f"is not JSON: {reason}; what follows is not read")
