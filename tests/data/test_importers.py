@@ -275,3 +275,19 @@ def test_relative_paths_may_begin_elsewhere(tmp_path: Path) -> None:
     )
     (document,) = documents(path, root=tmp_path / "media")
     assert document["messages"][0]["content"][0]["path"] == str(tmp_path / "media" / "a.png")
+
+
+def test_folders_may_name_what_is_in_them(tmp_path: Path) -> None:
+    for name in ("red_fox/1.png", "red_fox/2.png", "owl/1.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(samples.png())
+    found = documents(tmp_path / "data", direction="caption")
+    assert [d["messages"][1]["content"][0]["text"] for d in found] == ["owl", "red fox", "red fox"]
+    assert [d["id"] for d in found][:2] == ["caption_picture:owl/1.png", "caption_picture:red_fox/1.png"]
+    (tmp_path / "sides").mkdir()
+    (tmp_path / "data").rename(tmp_path / "sides" / "train")
+    with pytest.raises(CheckError, match="holds the folders train; name the one that is meant"):
+        importers.open(tmp_path / "sides")
+    # With a file of records beside them they are where its media lie.
+    samples.write_lines(tmp_path / "sides" / "a.jsonl", [samples.exchange("x", "y")])
+    assert importers.open(tmp_path / "sides").kind == "messages"

@@ -28,7 +28,6 @@ KINDS: dict[str, Importer] = {
     "sounds": partial(folders.records, kind=folders.RECORDINGS),
 }
 FOLDERS = {"images": folders.PICTURES, "sounds": folders.RECORDINGS}
-_LOOKED_AT = 20  # records or files at most, to tell a format
 _WANTED = (
     "messages (ours, OpenAI's), input with preferred_output or prompt with chosen (preferences), "
     "conversations (LLaVA)"
@@ -110,7 +109,7 @@ def _of_file(path: Path) -> str:
         return _of_media(path, path.parent)
     seen: list[Any] = []
     try:
-        for _, value in islice(lines.values(path), _LOOKED_AT):
+        for _, value in islice(lines.values(path), folders.LOOKED_AT):
             seen.append(value)
             fits = _fits(value)
             if len(fits) > 1:
@@ -147,7 +146,14 @@ def _of_folder(folder: Path) -> tuple[Path, str]:
         if p.suffix in (".jsonl", ".json") and p.is_file() and p.name not in tables.NAMES
     )  # fmt: skip
     has_table = any((folder / name).is_file() for name in tables.NAMES)
-    pairs = [kind for kind, of in FOLDERS.items() if _has_pairs(folder, of.suffixes)]
+    try:
+        layouts = {kind: folders.layout(folder, of) for kind, of in FOLDERS.items()}
+    except tables.TableError as error:
+        if not files and not has_table:
+            raise CheckError(str(error)) from None
+        layouts = {}
+    # Beside a file of records, or a table, folders are where its media lie.
+    pairs = [kind for kind, found in layouts.items() if found == "texts"]
     if files and (has_table or pairs or len(files) > 1):
         names = [p.name for p in files[:3]] + ["a table of media"] * has_table
         names += [f"{kind} with texts" for kind in pairs]
@@ -156,27 +162,23 @@ def _of_folder(folder: Path) -> tuple[Path, str]:
         return files[0], _of_file(files[0])
     if has_table:
         return folder, _of_media(folder, folder)
+    pairs = pairs or [kind for kind, found in layouts.items() if found == "folders"]
     if len(pairs) > 1:
         raise CheckError(f"{folder}: looks like {' and like '.join(pairs)}; name its kind")
     if pairs:
         return folder, pairs[0]
     raise CheckError(
         f"{folder}: cannot tell its format: looked for {', '.join(tables.NAMES)}, for pictures "
-        f"({' '.join(IMAGES)}) or sounds ({' '.join(SOUNDS)}) with a .txt beside each, and for one "
-        ".jsonl or .json file of records"
+        f"({' '.join(IMAGES)}) or sounds ({' '.join(SOUNDS)}) with a .txt beside each or in folders "
+        "that name them, and for one .jsonl or .json file of records"
     )
-
-
-def _has_pairs(folder: Path, suffixes: tuple[str, ...]) -> bool:
-    media = folders.files(folder, suffixes)
-    return any(path.with_suffix(".txt").is_file() for path in islice(media, _LOOKED_AT))
 
 
 def _of_media(path: Path, folder: Path) -> str:
     """The kind of a table, by the media that it names, else by those in the folder."""
     try:
         table = path if path.is_file() else folders.table_of(path)
-        named = [row for _, row in islice(tables.rows(table or path), _LOOKED_AT)]
+        named = [row for _, row in islice(tables.rows(table or path), folders.LOOKED_AT)]
     except OSError as error:
         raise CheckError(f"{path}: {error.strerror or error}") from None
     except tables.TableError as error:

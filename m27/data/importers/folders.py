@@ -1,6 +1,7 @@
 """A folder of pictures with captions, or of sounds with transcripts, in the direction that is wanted.
 
-The texts are in a table (`m27.data.importers.tables`) or beside each file, `x.png` with `x.txt`. A pair
+The texts are in a table (`m27.data.importers.tables`), beside each file (`x.png` with `x.txt`), or they are
+the names of the folders that the files lie in (`dog/1.png`). A pair
 becomes a document to make the medium from its text, one to tell the text of the medium, or both. Requests
 are phrased as the model learned them, or by the user's own `prompt`.
 """
@@ -12,6 +13,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from m27.data import messages as say
@@ -24,6 +26,8 @@ from m27.language.template import MessageError
 
 MAX_TEXT = 1_000_000  # bytes of a text beside a medium
 _PASSED_OVER = ("readme", "license", "licence", "notice", "captions")
+LOOKED_AT = 20  # files at most, to tell a format
+SIDES = {"train", "test", "val", "valid", "validation", "dev", "eval"}
 _ARTICLE = re.compile(r"^(A|An|The)\b")
 
 
@@ -55,9 +59,29 @@ def records(path: Path, options: Options, kind: Kind) -> Iterator[Record]:
     Raises OSError, TableError.
     """
     table = path if path.is_file() else table_of(path)
-    if table is None:
-        return _pairs(path, options, kind)
-    return _rows(table, options, kind)
+    if table is not None:
+        return _rows(table, options, kind)
+    if layout(path, kind) == "folders":
+        return _sorted_in(path, options, kind)
+    return _pairs(path, options, kind)
+
+
+def layout(folder: Path, kind: Kind) -> str:
+    """Where the texts of a folder without a table are, by its first files: "texts" beside them, "folders"
+    where they are sorted into folders by name, "" where there are neither.
+
+    Raises TableError where those folders are the sides of a split, of which one is to be named.
+    """
+    first = list(islice(files(folder, kind.suffixes), LOOKED_AT))
+    if any(path.with_suffix(".txt").is_file() for path in first):
+        return "texts"
+    if not first or any(path.parent == folder for path in first):
+        return ""
+    tops = {path.name for path in folder.iterdir() if path.is_dir()}
+    if tops & SIDES:
+        names = ", ".join(sorted(tops))
+        raise tables.TableError(f"{folder}: holds the folders {names}; name the one that is meant")
+    return "folders"
 
 
 def table_of(folder: Path) -> Path | None:
@@ -109,6 +133,19 @@ def _pairs(folder: Path, options: Options, kind: Kind) -> Iterator[Record]:
             continue
         try:
             text = _text(path, kind)
+            name = path.relative_to(folder).as_posix()
+            yield Record(str(path), 0, _documents(str(path), text, name, options, kind))
+        except MessageError as error:
+            yield Record(str(path), 0, reason=str(error))
+
+
+def _sorted_in(folder: Path, options: Options, kind: Kind) -> Iterator[Record]:
+    """Files whose text is the name of the folder that they lie in."""
+    for path in files(folder, kind.suffixes):
+        try:
+            if path.parent == folder:
+                raise MessageError("lies in no folder, whose name would be its text")
+            text = re.sub(r"[_\s]+", " ", path.parent.name).strip()
             name = path.relative_to(folder).as_posix()
             yield Record(str(path), 0, _documents(str(path), text, name, options, kind))
         except MessageError as error:
