@@ -36,6 +36,7 @@ from m27.train.meter import Meter
 from m27.train.objective import Tally
 from m27.train.optim import Optimiser
 from m27.train.passes import Pass, choose
+from m27.train.qlora import BaseError, bits_of, hold
 from m27.train.rows import FreeRows, FrozenRows, Rows
 from m27.train.settings import SettingError, TrainConfig
 from m27.train.watch import Sample, Watch
@@ -85,6 +86,7 @@ class Trainer:
         # Before any weight is taken up: what text is held to is the base as it was published.
         self._base = copy.deepcopy(decoder) if full and config.data.kl_tasks else None
         decoder.recompute = config.recompute
+        self._hold_base(decoder)
         lora = replace(config.lora, targets=()) if full else config.lora
         self.decoder, self.adapters = decoder, Adapters(decoder, lora, config.seed)
         body = dict(self.adapters.parameters())
@@ -164,6 +166,18 @@ class Trainer:
         if self.config.objective == "preference":
             self._reference = checkpoint.keep_reference(self.run_folder, self.trained())
             self._refer()
+
+    def _hold_base(self, decoder: Decoder) -> None:
+        bits, held = self.config.base_bits, bits_of(decoder)
+        if bits is None and held is not None:
+            raise SettingError(f"the base is held in {held} bits: set base_bits={held}")
+        if bits is not None:
+            if self.config.body == "full" or self.config.path not in ("auto", "plain"):
+                raise SettingError("base_bits: it wants body=adapters or body=frozen, and path=plain")
+            try:
+                hold(decoder, bits, self.config.compile)
+            except BaseError as error:
+                raise SettingError(str(error)) from None
 
     def _check_preference(self) -> None:
         data = self.config.data

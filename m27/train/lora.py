@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m27.train.qlora import BlockLinear
+
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -51,13 +53,13 @@ class Adapters:
         found = set()
         for name, module in decoder.named_modules():
             last = name.rsplit(".", 1)[-1]
-            if last not in config.targets or not isinstance(module, nn.Linear):
+            if last not in config.targets or not isinstance(module, nn.Linear | BlockLinear):
                 continue
             found.add(last)
             bound = 1 / math.sqrt(module.in_features)
             a = (torch.rand(config.rank, module.in_features, generator=generator) * 2 - 1) * bound
             b = torch.zeros(module.out_features, config.rank)
-            device = module.weight.device
+            device = module.device if isinstance(module, BlockLinear) else module.weight.device
             self._factors[name] = (nn.Parameter(a.to(device)), nn.Parameter(b.to(device)))
         if missing := sorted(set(config.targets) - found):
             raise LoraError(f"targets: {', '.join(missing)} name no linear layer of the decoder")

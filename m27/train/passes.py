@@ -23,6 +23,7 @@ from m27.train.fused import Fused
 from m27.train.head import Losses, head
 from m27.train.lora import Adapters
 from m27.train.merged import MergedPass
+from m27.train.qlora import bits_of
 from m27.train.rows import FreeRows, Rows
 from m27.train.scoring import Plan, Teacher
 from m27.train.whole import WholePass
@@ -199,7 +200,7 @@ def choose(
         return WholePass(decoder, rows)
     if full and path in ("fused", "merged"):
         raise ValueError(f"the {path} path trains adapters and rows only; set path=plain")
-    fits = decoder.config.family == "llama" and not full
+    fits = decoder.config.family == "llama" and not full and bits_of(decoder) is None
     on_cpu = rows.table_VD.device.type == "cpu"
     if path == "fused" or (path == "auto" and fits and on_cpu):
         return FusedPass(decoder, adapters, rows, dtype, compile)
