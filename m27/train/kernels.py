@@ -88,12 +88,16 @@ def swiglu_backward(g_NF: Tensor, gate_up_NO: Tensor) -> tuple[Tensor, Tensor]:
     return grad.to(g_NF.dtype), (silu * up).to(g_NF.dtype)
 
 
+def can_compile() -> bool:
+    """Whether the machine has a C++ compiler or a GPU for `torch.compile`."""
+    return torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++")))
+
+
 class Kernels:
     """The functions above, compiled when `compile` is set and the machine has a C++ compiler or a GPU."""
 
     def __init__(self, compile: bool = False) -> None:
-        ready = torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++")))
-        self.compiled = compile and ready
+        self.compiled = compile and can_compile()
 
         def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
             return torch.compile(function, dynamic=False) if self.compiled else function
