@@ -22,7 +22,7 @@ from m27.model import checkpoint
 from m27.model.config import SIZES
 from m27.model.files import read_json, write_json
 from m27.train import trial
-from m27.train.job import Job, open_trainer, shape_of
+from m27.train.job import Job, differing, open_trainer, shape_of
 from m27.train.loop import Result, Trainer
 from m27.train.lora import LoraConfig
 from m27.train.optim import OptimConfig
@@ -67,13 +67,29 @@ def lora(begin: str = "") -> Job:
     )  # fmt: skip
 
 
+def qlora(begin: str = "") -> Job:
+    """Adapters on a model that is held in blocks of 4 bits (`--base_bits 8` for 8), for the memory."""
+    return replace(lora(begin), name="qlora", base_bits=4, path="plain")
+
+
+def dpo(begin: str = "") -> Job:
+    """Adapters that prefer the better of two answers, from shards of pairs (see docs/data.md), by DPO."""
+    job = lora(begin)
+    return replace(
+        job, name="dpo", objective="preference",
+        optim=replace(job.optim, lr=5e-5, beta2=0.999),
+    )  # fmt: skip
+
+
 def go(
     job: Job, run: Path, out: Path | None = None, until: int | None = None, minutes: float | None = None
 ) -> Result:
     """Train `job` in the folder `run`, or go on with it; the model is written to `out` (run/model) at its end."""
-    if job.tokenizer and not Path(job.tokenizer).is_dir():
-        raise SettingError(f"tokenizer: {job.tokenizer} is no folder")
+    if job.write == "average" and job.optim.average <= 0:
+        raise SettingError("write=average: no average is kept; set optim.average, such as 0.999")
     trainer = open_trainer(job, run)
+    if job.tokenizer and (name := differing(Path(job.tokenizer), trainer.corpus)):
+        raise SettingError(f"tokenizer: the {name} of {job.tokenizer} is not that of the shards")
     result = trainer.run(until, minutes)
     if result.finished:
         print(write(job, trainer, result.trained, out or run / "model"))
@@ -83,24 +99,34 @@ def go(
 def expected(job: Job) -> str:
     """Memory and time that `job` takes, found by a few steps of it in a folder that goes away."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = open_trainer(job, Path(folder), quiet=True)
+        trainer = open_trainer(replace(job, log=()), Path(folder), quiet=True)
         cost = trial.measure(trainer)
     return cost.text(job.steps, job.minutes)
 
 
 def write(job: Job, trainer: Trainer, trained: Mapping[str, Tensor], out: Path) -> str:
     """Write the trained model or adapter to `out`; a line that says what it is."""
+    if job.write == "average" and trainer.optimiser.average is not None:
+        trained = {**trained, **trainer.optimiser.average.tensors}
     if job.body != "full":
-        write_adapter(out, trained, job.lora, job.begin)
+        factors = {name: tensor for name, tensor in trained.items() if ".lora_" in name}
+        write_adapter(out, factors, job.lora, job.begin)
         return f"{out}: adapter of rank {job.lora.rank} on {job.begin}"
-    checkpoint.save(trainer.decoder, out, dtype=torch.bfloat16)
+    decoder = trainer.decoder
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            parameter.copy_(trained[name])
+    checkpoint.save(decoder, out, dtype=torch.bfloat16)
+    held = f"{out}: stock checkpoint, {decoder.config.family}, bfloat16"
     source = Path(job.tokenizer or job.begin or default_model())
+    try:
+        if differing(source, trainer.corpus) is not None:
+            return f"{held}, without a tokenizer"
+    except VocabularyError:
+        return f"{held}, without a tokenizer"
     for name in (*TOKENIZER_FILES, *CODEC_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
-    try:
-        vocabulary = Vocabulary.from_tokenizer_json(read_json(source / "tokenizer.json"))
-        write_json(out / "generation_config.json", generation_config(vocabulary.control))
-    except (OSError, KeyError, VocabularyError):  # no tokenizer of ours: weights alone
-        return f"{out}: stock checkpoint, {trainer.decoder.config.family}, bfloat16, without a tokenizer"
-    return f"{out}: stock checkpoint, {trainer.decoder.config.family}, bfloat16; m27 chat --model {out}"
+    vocabulary = Vocabulary.from_tokenizer_json(read_json(source / "tokenizer.json"))
+    write_json(out / "generation_config.json", generation_config(vocabulary.control))
+    return f"{held}; m27 chat --model {out}"

@@ -72,6 +72,8 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("pretrain", general.pretrain, general.go),
         Recipe("sft", general.sft, general.go),
         Recipe("lora", general.lora, general.go),
+        Recipe("qlora", general.qlora, general.go),
+        Recipe("dpo", general.dpo, general.go),
         *(_stage(name, make) for name, make in stages.STAGES.items()),
     )
 }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from m27.cli.console import InputError, ModelOption, check_model
+from m27.cli.console import InputError, ModelOption, check_model, default_model
 
 if TYPE_CHECKING:
     from m27.data.catalogue import Documents
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Fetch, build, check and look at training data.", no_args_is_help=True)
 
 SplitOption = Annotated[str, typer.Option(help="'train', or the held-out side, 'test'.")]
-NAMES = "Names of the catalogue, or .jsonl files of messages."
+NAMES = "Names of the catalogue, or files and folders of your own."
+KINDS = "messages, preferences, llava, images, sounds, or auto: found by looking."
+DIRECTIONS = "Of pictures: draw, caption or both. Of sounds: speak, transcribe or both."
 
 
 @app.command()
@@ -51,7 +53,7 @@ def build(
 
     check_model(model)
     side = _side(split)
-    makers = {name: None if name.endswith(".jsonl") else _maker(name) for name in names}
+    makers = {name: None if _is_path(name) else _maker(name) for name in names}
     processor = Processor.load(model)
     for name, maker in makers.items():
         documents = records.read(name) if maker is None else maker(side, seed)
@@ -65,18 +67,41 @@ def build(
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(help="JSONL files of messages.")],
+    paths: Annotated[list[Path], typer.Argument(help="Files or folders of your own data.")],
+    kind: Annotated[str, typer.Option(help=KINDS)] = "auto",
+    direction: Annotated[str, typer.Option(help=DIRECTIONS)] = "both",
+    root: Annotated[
+        Path | None, typer.Option(help="Where relative paths begin; else at each file.")
+    ] = None,
     media: Annotated[bool, typer.Option(help="Also open the pictures and sounds.")] = True,
+    model: Annotated[
+        Path | None, typer.Option(help="Also count tokens, as this model spells them.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longer documents are bad; counts tokens too.")
+    ] = None,
 ) -> None:
     """Name file, line and reason of every bad record; exit status 1 if there is one."""
     from m27.data import check as records
+    from m27.data import importers
 
+    processor = None
+    if model is not None or max_tokens is not None:
+        from m27.language.processor import Processor
+
+        folder = model or default_model()
+        check_model(folder)
+        processor = Processor.load(folder)
+    sources = [importers.open(path, kind, root=root, direction=direction) for path in paths]
     bad = False
-    for file in files:
-        report = records.check(file, open_media=media)
+    for source in sources:
+        report = records.check(
+            source, open_media=media, processor=processor, max_tokens=max_tokens
+        )
         for problem in report.problems:
             print(problem)
-        print(f"{file}: {report}")
+        tokens = f", longest {report.longest:,} tokens" if report.longest else ""
+        print(f"{source.path}: {source.kind}, {report}{tokens}")
         bad = bad or bool(report.problems)
     if bad:
         raise typer.Exit(1)
@@ -95,7 +120,7 @@ def show(
 
     side = _side(split)
     for name in names:
-        if not name.endswith(".jsonl"):
+        if not _is_path(name):
             _maker(name)
     documents = pages.samples(names, side, seed, count)
     shown = pages.show(documents, out, title=f"{', '.join(names)} ({side})")
@@ -108,6 +133,13 @@ def _side(split: str) -> "Side":
     if split == "test":
         return "test"
     raise InputError(f"--split {split}: must be 'train' or 'test'")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is a user's own data."""
+    from m27.data import catalogue
+
+    return catalogue.is_path(name)
 
 
 def _maker(name: str) -> "Documents":

@@ -3,7 +3,9 @@
 A picture costs 68 tokens and a question about it some 15, so a picture with eight questions costs a quarter of
 what eight documents do. Each question still stands alone: it sees the shared beginning and itself, at the
 positions it would have had by itself, and no other question or answer. So none is answered from the words of
-another, and each is trained in the form in which it is asked. Shapes: L ids of a document.
+another, and each is trained in the form in which it is asked. Likewise two answers of which one is preferred:
+in a task whose name begins with "preference" branch 1 is the chosen one, branch 2 the rejected. Shapes: L ids of
+a document.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 Flat = tuple[NDArray[np.uint32], NDArray[np.uint8]]  # ids and loss flags of one conversation
 MOST = 255
+PAIRS = "preference"
 
 
 def join(
@@ -52,6 +55,26 @@ def _shared(conversations: Sequence[Flat]) -> int:
     while shared and any(flags[shared] for _, flags in conversations):
         shared -= 1
     return shared
+
+
+def holds_pairs(task: str) -> bool:
+    """Whether the documents of a task are pairs of a chosen and a rejected answer: by its name's beginning."""
+    return task.startswith(PAIRS)
+
+
+def see_pair(
+    ids_L: NDArray[np.uint32], loss_L: NDArray[np.uint8], branches_L: NDArray[np.uint8]
+) -> None:
+    """Raise ValueError where a joined document is not two answers, each with a target, that differ."""
+    count = int(branches_L.max(initial=0))
+    if count != 2:
+        raise ValueError(f"a pair has two answers, the chosen and the rejected; here are {max(count, 1)}")
+    one, other = (ids_L[branches_L == number] for number in (1, 2))
+    if np.array_equal(one, other):
+        raise ValueError("the chosen and the rejected answer are the same")
+    for number, name in ((1, "chosen"), (2, "rejected")):
+        if not loss_L[branches_L == number].any():
+            raise ValueError(f"nothing of the {name} answer is to be learnt")
 
 
 def positions(branches_L: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from m27.codec.media import MediaError
-from m27.data.branches import join
+from m27.data.branches import holds_pairs, join, see_pair
 from m27.data.progress import Progress
 from m27.language.codecs import AudioCodec, ImageCodec
 from m27.language.processor import Processor
@@ -177,9 +177,12 @@ def _encode_some(
     for document in documents:
         try:
             encoded = [processor.encode(messages) for messages in _conversations(document)]
-            outcome: Outcome = join(
+            joined = join(
                 [(np.asarray(e.ids, np.uint32), np.asarray(e.loss, np.uint8)) for e in encoded]
             )
+            if holds_pairs(str(document["task"])):
+                see_pair(*joined)
+            outcome: Outcome = joined
         except (MessageError, MediaError, ValueError) as error:
             outcome = str(error)
         yield document, outcome

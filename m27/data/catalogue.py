@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from m27.data.sources.base import Document, Side
 
@@ -45,6 +46,11 @@ SOUNDS: dict[str, str] = {
 }
 WORDS: dict[str, str] = {"texts": "m27.data.sources.texts"}
 EVERY: dict[str, str] = {**PICTURES, **SOUNDS, **WORDS}
+
+
+def is_path(name: str) -> bool:
+    """Whether `name` is a file or folder of a user's own: no name of ours, and there or called like one."""
+    return name not in EVERY and (name.endswith((".jsonl", ".json")) or Path(name).exists())
 
 
 def documents(name: str) -> Documents:

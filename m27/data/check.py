@@ -1,157 +1,245 @@
-"""`m27 data check`: a JSONL file of messages, each bad record named by file, line and reason.
+"""Whether a user's data can be trained on: each bad record named by file, line and reason.
 
-One record a line: `{"messages": [...]}` with optional "id", "task", "source", or the bare list of
-messages. Media in a record are `"path"` (relative to the file) or `"codes"`. `read` gives the same
-records to training and raises at the first bad one, so both say the same.
+`check` looks at every record of any format that `m27.data.importers` knows and opens its media; `usable`
+does the same for a training run and gives what is left; `read` gives the documents without opening media.
+All three say the same of a record. Knows no format itself, and nothing of training.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from m27.codec import media
-from m27.data.messages import Message
+from m27.data import importers
+from m27.data.branches import join
+from m27.data.importers import Imported
+from m27.data.importers.base import CheckError as CheckError
+from m27.data.importers.base import Record
 from m27.data.progress import Progress
 from m27.data.sources.base import Document
-from m27.language.template import MessageError, check_message
+from m27.language.template import MessageError
 
-KEYS = {"messages", "id", "task", "source"}
-MAX_LINE = 20_000_000
+if TYPE_CHECKING:
+    from m27.language.processor import Processor  # brings torch
 
-
-class CheckError(ValueError):
-    """A file that cannot be used; the message names file, line and reason."""
+_NAMED = 20  # bad records in the message of an error; its report has all
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One bad record."""
+    """One bad record. `line` is 0 where the record is the file itself."""
 
     file: str
     line: int
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        return f"{self.file}:{self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
 
 
 @dataclass
 class Report:
-    """What `check` found: how many records there are, and what is wrong with which."""
+    """What a check found: how many records and documents there are, and what is wrong with which.
+
+    `longest` is the most tokens of a document, where tokens were counted.
+    """
 
     records: int = 0
+    documents: int = 0
+    longest: int = 0
     problems: list[Problem] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.records:,} records, {len(self.problems):,} bad"
 
 
-def check(path: str | Path, *, open_media: bool = True) -> Report:
-    """Look at every record of a JSONL file; with `open_media` also decode its pictures and sounds.
+class BadRecordsError(CheckError):
+    """Records that cannot be used, and nobody said to go on without them; `report` has them all."""
 
-    Raises CheckError where the file itself cannot be read or holds no record.
+    def __init__(self, source: Path, report: Report) -> None:
+        named = "; ".join(map(str, report.problems[:_NAMED]))
+        more = len(report.problems) - _NAMED
+        rest = f"; and {more:,} more" if more > 0 else ""
+        super().__init__(f"{source}: {report}: {named}{rest}")
+        self.report = report
+
+
+class Usable:
+    """The documents of the records that are good; can be gone through again, each time from the files."""
+
+    def __init__(self, source: Imported, bad: frozenset[int], count: int) -> None:
+        self.source, self._bad, self._count = source, bad, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Document]:
+        for number, record in enumerate(self.source.records()):
+            if number in self._bad:
+                continue
+            if record.reason:
+                raise CheckError(f"{importers.place(record)}: {record.reason}, which it was not before")
+            yield from record.documents
+
+
+def check(
+    source: str | Path | Imported,
+    *,
+    open_media: bool = True,
+    processor: Processor | None = None,
+    max_tokens: int | None = None,
+) -> Report:
+    """Look at every record; with `open_media` also decode its pictures and sounds.
+
+    With a `processor` the tokens of each document are counted, and one of more than `max_tokens` is bad.
+    Raises CheckError where the format cannot be told, a file cannot be read, or there is no record.
     """
-    report = Report()
-    with Progress(f"checking {Path(path).name}", unit="records") as bar:
-        for line, found in _records(Path(path), open_media):
-            report.records += 1
-            bar.add()
-            if isinstance(found, str):
-                report.problems.append(Problem(str(path), line, found))
-    if report.records == 0:
-        raise CheckError(f"{path}: no records")
-    return report
+    return _examine(source, open_media, processor, max_tokens)[1]
+
+
+def usable(
+    source: str | Path | Imported,
+    skip_bad: bool = False,
+    *,
+    open_media: bool = True,
+    processor: Processor | None = None,
+    max_tokens: int | None = None,
+) -> tuple[Usable, Report]:
+    """The documents to train on, and the report of the check that they passed.
+
+    A bad record raises BadRecordsError, whose report names every one; with `skip_bad` the rest is given, and the
+    report says how many were left out. Raises CheckError as `check` does, and where nothing is left.
+    """
+    found, report, bad = _examine(source, open_media, processor, max_tokens)
+    if report.problems and not skip_bad:
+        raise BadRecordsError(found.path, report)
+    if not report.documents:
+        raise CheckError(f"{found.path}: {report}; none is left: {report.problems[0]}")
+    return Usable(found, bad, report.documents), report
 
 
 def read(path: str | Path) -> Iterator[Document]:
-    """Yield the records of a JSONL file with the paths of their media made absolute.
+    """Yield the documents of a file or folder of any known format, with absolute paths.
 
     Media are not opened here. Raises CheckError naming file and line at the first bad record.
     """
-    for line, found in _records(Path(path), open_media=False):
-        if isinstance(found, str):
-            raise CheckError(f"{path}:{line}: {found}")
-        yield found
+    yield from importers.open(path)
 
 
-def _records(path: Path, open_media: bool) -> Iterator[tuple[int, Document | str]]:
-    """(line number, document or what is wrong with it); blank lines are passed over."""
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while data := file.readline(MAX_LINE + 1):
-                number += 1
-                if data.strip():
-                    yield number, _record(data, number, path, open_media)
-                if len(data) > MAX_LINE:
-                    return  # what follows is the rest of the same line
-    except OSError as error:
-        raise CheckError(f"{path}: {error.strerror or error}") from error
+def _examine(
+    source: str | Path | Imported,
+    open_media: bool,
+    processor: Processor | None,
+    max_tokens: int | None,
+) -> tuple[Imported, Report, frozenset[int]]:
+    """What is there, the report, and the numbers of the bad records."""
+    found = source if isinstance(source, Imported) else importers.open(source)
+    report, bad = Report(), set[int]()
+    with Progress(f"checking {found.path.name}", unit="records") as bar:
+        for number, record in enumerate(found.records()):
+            report.records += 1
+            bar.add()
+            try:
+                if record.reason:
+                    raise MessageError(record.reason)
+                longest = _fits(record, open_media, processor, max_tokens)
+            except (MessageError, media.MediaError) as error:
+                report.problems.append(Problem(record.file, record.line, str(error)))
+                bad.add(number)
+                continue
+            report.longest = max(report.longest, longest)
+            report.documents += len(record.documents)
+    if report.records == 0:
+        raise CheckError(f"{found.path}: no records")
+    return found, report, frozenset(bad)
 
 
-def _record(data: bytes, number: int, path: Path, open_media: bool) -> Document | str:
-    if len(data) > MAX_LINE:
-        return f"the line is longer than {MAX_LINE:,} bytes"
-    try:
-        record = json.loads(data)
-    except UnicodeDecodeError:
-        return "is not UTF-8"
-    except (ValueError, RecursionError) as error:
-        return f"is not JSON: {error}"
-    if isinstance(record, list):
-        record = {"messages": record}
-    if not isinstance(record, dict):
-        return "must be an object with messages, or a list of messages"
-    unknown = sorted(set(record) - KEYS)
-    if unknown:
-        return f"unknown key {unknown[0]!r}"
-    for key in KEYS - {"messages"}:
-        if not isinstance(record.get(key, ""), str):
-            return f"{key} must be a string"
-    try:
-        messages = _messages(record.get("messages"), path.parent, open_media)
-    except (MessageError, media.MediaError) as error:
-        return str(error)
-    return Document(
-        id=record.get("id", f"{path.name}:{number}"),
-        task=record.get("task", ""),
-        source=record.get("source", path.stem),
-        messages=messages,
-    )
+def _fits(
+    record: Record, open_media: bool, processor: Processor | None, max_tokens: int | None
+) -> int:
+    """The most tokens of a record's documents (0 where none are counted). MessageError, MediaError."""
+    samples: dict[Any, int] = {}
+    longest = 0
+    for document in record.documents:
+        for messages in conversations(document):
+            for index, message in enumerate(messages):
+                for place, part in enumerate(message["content"]):
+                    key = _key(part)
+                    if (open_media or processor) and key is not None and key not in samples:
+                        # A record of several messages says in which the fault is.
+                        alone = record.line == 0 or len(record.documents) > 1
+                        where = "" if alone else f"message {index}, part {place}: "
+                        samples[key] = _open(part, where)
+        if processor is not None:
+            longest = max(longest, _tokens(document, processor, samples))
+            if max_tokens is not None and longest > max_tokens:
+                raise MessageError(f"has {longest:,} tokens, more than the {max_tokens:,} of a row")
+    return longest
 
 
-def _messages(found: Any, folder: Path, open_media: bool) -> list[Message]:
-    """The messages, checked, with absolute paths; MessageError or MediaError says what is wrong."""
-    if not isinstance(found, list) or not found:
-        raise MessageError("messages must be a list with at least one message")
-    messages: list[Message] = []
-    for index, message in enumerate(found):
-        role, parts = check_message(message, f"message {index}")
-        content: list[dict[str, Any]] = []
-        for place, part in enumerate(parts):
-            where = f"message {index}, part {place}"
-            if "path" in part:
-                part = {**part, "path": str(folder / str(part["path"]))}
-                if open_media:
-                    _open(part, where)
-            elif part["type"] != "text" and "codes" not in part:
-                raise MessageError(f"{where}: a {part['type']} in a file needs path or codes")
-            content.append(part)
-        messages.append({"role": role, "content": content})
-    if not any(message["role"] == "assistant" for message in messages):
-        raise MessageError("no message is the assistant's, so there is nothing to learn")
-    return messages
+def conversations(document: Mapping[str, Any]) -> list[Sequence[Mapping[str, Any]]]:
+    """The document's messages, and those of its branches."""
+    return [document["messages"], *document.get("branches", ())]
 
 
-def _open(part: dict[str, Any], where: str) -> None:
+def _key(part: Mapping[str, Any]) -> Any:
+    """What a part's medium is known by, so that each is opened once a record; None for none."""
+    if "path" in part:
+        return part["path"]
+    return hash(part["bytes"]) if "bytes" in part else None
+
+
+def _open(part: Mapping[str, Any], where: str) -> int:
+    """Decode a medium; the samples of a sound, 0 for a picture. MediaError that begins with `where`."""
+    source = part["path"] if "path" in part else part["bytes"]
     try:
         if part["type"] == "image":
-            media.read_image(part["path"])
-        elif media.read_audio(part["path"]).size == 0:
-            raise media.MediaError(f"{part['path']}: holds no sound")
+            media.read_image(source)
+            return 0
+        samples = media.read_audio(source)
+        if samples.size == 0:
+            raise media.MediaError(f"{source if 'path' in part else 'audio data'}: holds no sound")
+        return len(samples)
     except media.MediaError as error:
-        raise media.MediaError(f"{where}: {error}") from error
+        raise media.MediaError(f"{where}{error}") from error
+
+
+def _tokens(document: Mapping[str, Any], processor: Processor, samples: Mapping[Any, int]) -> int:
+    """The ids of a document, its branches joined as in a shard, without running a codec: a picture has
+    as many codes as its size says, a sound one each `hop` samples."""
+    flat = []
+    for messages in conversations(document):
+        spelled = [
+            {**message, "content": [_as_codes(p, processor, samples) for p in message["content"]]}
+            for message in messages
+        ]
+        encoded = processor.encode(spelled)
+        flat.append((np.asarray(encoded.ids, np.uint32), np.asarray(encoded.loss, np.uint8)))
+    return len(join(flat)[0])
+
+
+def _as_codes(
+    part: Mapping[str, Any], processor: Processor, samples: Mapping[Any, int]
+) -> Mapping[str, Any]:
+    """A part whose medium is spelled by codes of the right number; which ones does not matter here."""
+    from m27.language.processor import DEFAULT_SIZE, STRIDE
+
+    key = _key(part)
+    if key is None:
+        return part
+    rest = {name: value for name, value in part.items() if name in ("type", "loss")}
+    if part["type"] == "image":
+        if processor.image_codec is None:
+            raise MessageError("holds a picture, and the model has no image codec")
+        codes: Any = np.zeros([side // STRIDE for side in part.get("size", DEFAULT_SIZE)], np.int64)
+    else:
+        hop = getattr(processor.audio_codec, "hop", None)
+        if hop is None:
+            raise MessageError("holds a sound, and the model has no audio codec")
+        codes = np.zeros(-(-samples[key] // hop), np.int64)
+    return {**rest, "codes": codes}

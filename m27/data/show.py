@@ -1,7 +1,7 @@
 """`m27 data show`: one self-contained HTML page of samples, to look at what one trains on.
 
 Pictures and players are in the page itself; no script, no network. Knows documents only, whatever
-made them: a source, a maker, or a JSONL file.
+made them: a source, a maker, or data of a user's own.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ article header{color:#777;font-size:.75rem;overflow-wrap:anywhere}
 def samples(names: Iterable[str], side: Side, seed: int, count: int) -> Iterator[Document]:
     """`count` documents of each of the catalogue's `names`, tasks in turn as far as they come.
 
-    A name that ends in ".jsonl" is a file of messages. Raises KeyError for an unknown name.
+    A name that is a path is data of a user's own. Raises KeyError for an unknown name.
     """
     for name in names:
-        if name.endswith(".jsonl"):
+        if catalogue.is_path(name):
             yield from islice(check.read(name), count)
         else:
             yield from _balanced(catalogue.documents(name)(side, seed), count)
@@ -79,6 +79,9 @@ def _balanced(documents: Iterator[Document], count: int) -> Iterator[Document]:
 
 def _article(document: Document) -> str:
     turns = "".join(_turn(message) for message in document["messages"])
+    for branch in document.get("branches", ()):
+        label = "rather than" if document.get("preference") else "and also"
+        turns += f"<p>{label}:</p>" + "".join(_turn(message) for message in branch)
     head = f"{document['source']} · {document['id']}"
     return f"<article><header>{html.escape(head)}</header>{turns}</article>"
 

@@ -74,7 +74,7 @@ class Blocks:
         needed besides is small.
         """
         rows, columns = self.shape
-        out = torch.empty(rows, columns) if out is None else out
+        out = torch.empty(rows, columns, device=self.q.device) if out is None else out
         step = max(1, _PIECE // max(columns, 1))
         for i in range(0, rows, step):
             part = slice(i, i + step)
@@ -87,6 +87,16 @@ class Blocks:
                 values += self.minimum[part].float()[..., None]
             out[part] = values.flatten(1)
         return out
+
+    def to(self, device: torch.device) -> Blocks:
+        """The same blocks on a device."""
+        minimum = None if self.minimum is None else self.minimum.to(device)
+        return Blocks(self.q.to(device), self.scale.to(device), minimum)
+
+    @property
+    def bytes(self) -> int:
+        """What is held, in bytes."""
+        return sum(t.nbytes for t in (self.q, self.scale, self.minimum) if t is not None)
 
     def reorder(self, order: Tensor) -> Blocks:
         """The same rows in another order [R]; blocks lie along the columns, so nothing is lost."""

@@ -5,7 +5,7 @@
                            up with zeros to whole groups of 32), `NAME` in float32 of a vector. Metadata:
                            `format` and `precision` ("int8" or "int4")
 
-Which matrix has how many bits, and how they are rounded, is `m27.infer.quantize`'s affair.
+Which matrix has how many bits, and how they are rounded, is `m27.model.rounding`'s affair.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
                           optimiser.safetensors  moments, and the random generator's state
                           state.json             step, seconds, tokens, the loader's state, fingerprints,
                                                  the digests of the two files beside it, and its own
+    runs/NAME/reference.safetensors              what the run began with, where answers are measured against it
 
 Safetensors and JSON only. A folder appears whole or not at all; the two newest are kept. One that was damaged
 since, so that its files and their digests disagree, is passed over for the one before it.
@@ -31,6 +32,7 @@ from m27.model.packed import CheckpointError, read_trained
 
 _NAME = re.compile(r"step-(\d{6,})")
 _FILES = ("trained.safetensors", "optimiser.safetensors")
+_REFERENCE = "reference.safetensors"
 
 
 class ResumeError(ValueError):
@@ -160,6 +162,26 @@ def _read(step: int, folder: Path) -> Snapshot:
     if state.get("step") != step or "rng" not in optimiser:
         raise ResumeError(f"{folder}: state.json and the folder's name disagree, or it has no rng")
     return Snapshot(step, trained, optimiser, state)
+
+
+def keep_reference(run: Path, trained: Mapping[str, Tensor]) -> str:
+    """Write the trained part that `run` begins with, for as long as the run lasts; its digest comes back."""
+    run.mkdir(parents=True, exist_ok=True)
+    final, partial = run / _REFERENCE, run / f".{_REFERENCE}.{os.getpid()}"
+    save_file(_plain(trained), partial, metadata={"format": "pt"})
+    os.replace(partial, final)
+    return _digest(final)
+
+
+def reference(run: Path, digest: str) -> dict[str, Tensor]:
+    """What `keep_reference` wrote. Raises ResumeError where it is gone or another."""
+    path = run / _REFERENCE
+    try:
+        if _digest(path) == digest:
+            return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ResumeError(f"{path}: {error}") from None
+    raise ResumeError(f"{path}: not what the run began with")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import multiprocessing
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,8 @@ from torch import Tensor
 from m27.data.loader import Batch, Loader
 from m27.data.mixture import Corpus, Mixture, State
 from m27.data.pack import Packer
-from m27.train import ragged
+from m27.train import preference, ragged
+from m27.train.pairs import Pairs, PreferenceConfig
 from m27.train.scoring import Group, Plan, Scoring, Teacher
 from m27.train.settings import SettingError, TrainConfig
 
@@ -81,7 +82,18 @@ def loader(rows: Packer, config: TrainConfig, rank: int = 0, world: int = 1) -> 
 def scoring(corpus: Corpus, config: TrainConfig) -> Scoring:
     """How the run's targets are scored. Raises SettingError."""
     data = config.data
+    weights = data.tasks or dict.fromkeys(corpus.tasks, 1.0)
     try:
+        tasks = [name for name in corpus.tasks if weights.get(name, 0) > 0]
+        preference.refuse(corpus, tasks, config.objective)
+    except preference.PreferenceError as error:
+        raise SettingError(str(error)) from None
+    try:
+        if config.objective == "preference":
+            return preference.PairScoring(
+                corpus.meta["vocabulary"], corpus.tasks, config.preference, data.full_share,
+                data.full_tasks, data.media_weights, data.task_weights,
+            )  # fmt: skip
         return Scoring(
             corpus.meta["vocabulary"], corpus.tasks, data.full_share, data.full_tasks, data.kl_tasks,
             config.z_loss,
@@ -123,10 +135,17 @@ def _taken_apart(item: tuple[list[Planned], State]) -> tuple[dict[str, Any], dic
     for number, (batch, plan, prepared) in enumerate(steps):
         named(f"{number}.batch", batch)
         named(f"{number}.teacher", plan.teacher)
+        pairs = named(f"{number}.pairs", plan.pairs)
         groups = [
             named(f"{number}.group{i}", group)["spans"] for i, group in enumerate(plan.groups)
         ]
-        told.append({"groups": groups, "z_loss": plan.z_loss, "runs": named(f"{number}.runs", prepared)})
+        compared = asdict(pairs["config"]) if pairs else None
+        told.append(
+            {
+                "groups": groups, "z_loss": plan.z_loss, "preference": compared,
+                "runs": named(f"{number}.runs", prepared),
+            }
+        )  # fmt: skip
     return {"steps": told, "state": state}, tensors
 
 
@@ -145,7 +164,10 @@ def _put_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[li
         )
         teacher, runs = of(f"{number}.teacher"), of(f"{number}.runs")
         prepared = ragged.Ragged(**told["runs"] | runs) if runs else None
-        plan = Plan(groups, Teacher(**teacher) if teacher else None, told["z_loss"])
+        plan = Plan(groups, Teacher(**teacher) if teacher else None, z_loss=told["z_loss"])
+        if told["preference"]:
+            config = PreferenceConfig(**told["preference"])
+            plan = replace(plan, pairs=Pairs(**of(f"{number}.pairs"), config=config))
         steps.append((Batch(**of(f"{number}.batch")), plan, prepared))
     return steps, about["state"]
 

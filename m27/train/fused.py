@@ -48,12 +48,15 @@ class _Linear:
         self.base = torch.cat(weights).float()
         self.weight = self.base.to(dtype, copy=True)
         self.plain: Tensor | None = None
+        self.adapters = adapters
         self.scale, self.rank = adapters.scale, adapters.rank
         self.tuned: list[tuple[slice, Tensor, Tensor]] = []
+        self.names: list[tuple[str, slice]] = []
         start = 0
         for name, weight in zip(full, weights, strict=True):
             if name in adapters:
                 self.tuned.append((slice(start, start + len(weight)), *adapters[name]))
+                self.names.append((name, slice(start, start + len(weight))))
             start += len(weight)
         self.merge()
 
@@ -73,9 +76,11 @@ class _Linear:
         return x_NI @ self.weight.t()
 
     def forward_base(self, x_NI: Tensor) -> Tensor:
-        """`forward` as it was before any adapter."""
+        """`forward` as it was before any adapter but those that are part of the base."""
         if self.plain is None:  # rounded at the first use: few runs ask the base
-            self.plain = self.base.to(self.weight.dtype) if self.tuned else self.weight
+            self.plain = self.base.to(self.weight.dtype, copy=True) if self.tuned else self.weight
+            for name, rows in self.names:
+                self.plain[rows] = self.adapters.base_of(name, self.base[rows])
         return x_NI @ self.plain.t()
 
     def backward(self, g_NO: Tensor) -> Tensor:

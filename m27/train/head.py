@@ -12,22 +12,35 @@ from torch import Tensor
 
 from m27.data.loader import Batch
 from m27.train.objective import cross_entropy, divergence
+from m27.train.preference import pair_head
 from m27.train.rows import Rows
 from m27.train.scoring import Plan
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of one micro-batch, in nats: each target's cross-entropy [M], and the divergences there were [m]."""
+    """Of one micro-batch, in nats: each target's cross-entropy [M], and the divergences there were [m].
+
+    Where answers are compared, also what its pairs cost in all, and their figures (`pairs.Outcome`).
+    """
 
     targets_M: Tensor
     apart_m: Tensor | None = None
+    pairs: Tensor | None = None
+    figures_P4: Tensor | None = None
+
+    def whole(self, weights_M: Tensor) -> Tensor:
+        """The objective summed, with these weights of the targets where they are what is learnt."""
+        return (self.targets_M * weights_M).sum() if self.pairs is None else self.pairs
 
 
 def head(
     rows: Rows, h_ND: Tensor, batch: Batch, plan: Plan, base_mD: Tensor | None, total_weight: float
 ) -> tuple[Losses, Tensor]:
     """Losses, and the gradient [M, D] of the targets' states; gradients of rows go to their buffer."""
+    if plan.pairs is not None and base_mD is not None:
+        targets_M, g_MD, outcome = pair_head(rows, h_ND, batch, plan, base_mD, total_weight)
+        return Losses(targets_M, None, outcome.whole, outcome.figures_P4), g_MD
     h_MD = h_ND.index_select(0, batch.places_M)
     weights_M = batch.weights_M / total_weight
     losses_M, apart_m = torch.empty_like(weights_M), None

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,7 @@ from m27.model.config import SIZES, Config
 from m27.model.decoder import Decoder
 from m27.model.files import read_json
 from m27.train.loop import Trainer, prepare_machine
+from m27.train.qlora import open_base
 from m27.train.rows import FreeRows, FrozenRows, Rows
 from m27.train.settings import SettingError, TrainConfig
 
@@ -36,13 +38,15 @@ class Job(TrainConfig):
     `begin` is the folder of the model to begin with, in any layout that `m27 chat` opens; "" draws weights
     of the shape `model` from the seed, with the vocabulary of the shards whatever `model.vocab_size` says.
     `shards` are folders that `m27 data build` wrote. `tokenizer` is the folder whose tokenizer and codecs
-    go along with what is written ("": that of `begin`).
+    go along with what is written ("": that of `begin`, else of m27-nano where it fits). `write` says which
+    weights are written at the end: the last step's, or their moving average (`optim.average`).
     """
 
     model: Config = SIZES["tiny"]
     begin: str = ""
     shards: Sequence[str] = ()
     tokenizer: str = ""
+    write: Literal["last", "average"] = "last"
 
     def settings(self) -> TrainConfig:
         """The part that the loop reads."""
@@ -62,52 +66,67 @@ def open_corpus(job: Job) -> Corpus:
     return Corpus(job.shards)
 
 
-def open_decoder(job: Job, corpus: Corpus, device: torch.device) -> Decoder:
-    """The decoder that training begins with, float32, with rows for every id of the shards."""
+def open_model(job: Job, corpus: Corpus, device: torch.device, dtype: torch.dtype) -> tuple[Decoder, Rows]:
+    """The decoder that training begins with, with rows for every id of the shards, as `job.rows` asks.
+
+    Raises SettingError for what does not go together, and what reading the folder raises.
+    """
+    if job.rows == "maps":
+        raise SettingError("rows=maps: code maps are trained by the recipes nano-…; here it is free or frozen")
     size = int(corpus.meta["vocabulary"]["size"])
     if not job.begin:
         if job.rows != "free" or job.body != "full":
             raise SettingError("begin: only a run that trains every weight (body=full, rows=free) goes without")
         torch.manual_seed(job.seed)
-        return Decoder(dataclasses.replace(job.model, vocab_size=size), job.recompute).to(device)
-    _same_vocabulary(Path(job.begin), corpus)
+        decoder = Decoder(dataclasses.replace(job.model, vocab_size=size), job.recompute).to(device)
+        return decoder, FreeRows(decoder, dtype)
+    _see_vocabulary(Path(job.begin), corpus)
+    shape = shape_of(job.begin)
+    if shape.vocab_size < size and job.rows == "frozen":
+        raise SettingError(
+            f"begin: {job.begin} has {shape.vocab_size:,} rows and the shards {size:,} ids; rows=free adds them"
+        )
+    if job.base_bits is not None and shape.tied and not shape.n_experts:
+        decoder, rows_VD = open_base(job.begin, job.base_bits, dtype)
+        return decoder.to(device), FrozenRows(rows_VD.to(device), dtype)
     decoder = weights.load(job.begin)
-    held = decoder.config.vocab_size
-    if held < size and job.rows == "free":
-        print(f"{job.begin}: {held:,} rows, extended to the {size:,} of the shards", file=sys.stderr)
+    if decoder.config.vocab_size < size:
+        print(f"{job.begin}: {decoder.config.vocab_size:,} rows, extended to {size:,}", file=sys.stderr)
         decoder = weights.extend_vocabulary(decoder, size)
-    elif held < size:
-        raise SettingError(f"begin: {job.begin} has {held:,} rows and the shards {size:,} ids; rows=free adds them")
-    return decoder.to(device)
+    decoder = decoder.to(device)
+    if job.rows == "free":
+        return decoder, FreeRows(decoder, dtype)
+    inputs = None if decoder.config.tied else decoder.model.embed_tokens.weight
+    return decoder, FrozenRows(decoder.output_weight, dtype, inputs)
 
 
-def _same_vocabulary(folder: Path, corpus: Corpus) -> None:
-    """Raise SettingError where the folder has a tokenizer and codecs of ours, and the shards other ones."""
-    try:
-        own = json.loads(json.dumps(revisions(Processor.load(folder))))
-    except VocabularyError:  # a stock model: its tokenizer knows no codes, and its rows are extended
-        return
+def differing(folder: Path, corpus: Corpus) -> str | None:
+    """In what the tokenizer and the codecs of a folder are not those that the shards were built with, or None.
+
+    Raises VocabularyError where the folder has no tokenizer of ours.
+    """
+    own = json.loads(json.dumps(revisions(Processor.load(folder))))
     for name in ("vocabulary", "vocabulary_hash", "image_codec", "audio_codec"):
         theirs = corpus.meta[name]
         if "none" not in (own[name], theirs) and own[name] != theirs:
-            raise SettingError(
-                f"shards: their {name} is not that of {folder}; build them with `m27 data build --model {folder}`"
-            )
+            return name
+    return None
 
 
-def rows_of(job: Job, decoder: Decoder, dtype: torch.dtype) -> Rows:
-    """The vocabulary's rows as `job.rows` asks. Raises SettingError for maps, which are of m27-nano's stages."""
-    if job.rows == "free":
-        return FreeRows(decoder, dtype)
-    if job.rows == "frozen":
-        inputs = None if decoder.config.tied else decoder.model.embed_tokens.weight
-        return FrozenRows(decoder.output_weight, dtype, inputs)
-    raise SettingError("rows=maps: code maps are trained by the recipes nano-…; here it is free or frozen")
+def _see_vocabulary(folder: Path, corpus: Corpus) -> None:
+    try:
+        name = differing(folder, corpus)
+    except VocabularyError:  # a stock model: its tokenizer knows no codes, and its rows are extended
+        return
+    if name is not None:
+        raise SettingError(
+            f"shards: their {name} is not that of {folder}; build them with `m27 data build --model {folder}`"
+        )
 
 
 def open_trainer(job: Job, run: Path, quiet: bool = False) -> Trainer:
     """The trainer of a job in the folder `run`, gone on where it was. Raises SettingError and what it reads."""
     device, dtype = prepare_machine(job)
     corpus = open_corpus(job)
-    decoder = open_decoder(job, corpus, device)
-    return Trainer(job.settings(), decoder, rows_of(job, decoder, dtype), corpus, run, quiet)
+    decoder, rows = open_model(job, corpus, device, dtype)
+    return Trainer(job.settings(), decoder, rows, corpus, run, quiet)

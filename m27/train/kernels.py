@@ -89,7 +89,7 @@ def swiglu_backward(g_NF: Tensor, gate_up_NO: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def can_compile() -> bool:
-    """Whether the machine has what `torch.compile` needs: a GPU or a C++ compiler."""
+    """Whether the machine has a C++ compiler or a GPU for `torch.compile`."""
     return torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++")))
 
 

@@ -12,14 +12,11 @@ import itertools
 import json
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -31,12 +28,14 @@ from m27.model.decoder import Decoder
 from m27.train import checkpoint, feed
 from m27.train.feed import Planned
 from m27.train.flops import Flops, peak
+from m27.train.interrupt import on_signal
 from m27.train.lora import Adapters, LoraError, merged, refit
 from m27.train.merged import MergedPass
 from m27.train.meter import Meter
 from m27.train.objective import Tally
 from m27.train.optim import Optimiser
 from m27.train.passes import Pass, choose
+from m27.train.qlora import BaseError, bits_of, hold
 from m27.train.rows import FreeRows, FrozenRows, Rows
 from m27.train.settings import SettingError, TrainConfig
 from m27.train.watch import Sample, Watch
@@ -86,6 +85,7 @@ class Trainer:
         # Before any weight is taken up: what text is held to is the base as it was published.
         self._base = copy.deepcopy(decoder) if full and config.data.kl_tasks else None
         decoder.recompute = config.recompute
+        self._hold_base(decoder)
         lora = replace(config.lora, targets=()) if full else config.lora
         self.decoder, self.adapters = decoder, Adapters(decoder, lora, config.seed)
         body = dict(self.adapters.parameters())
@@ -95,6 +95,10 @@ class Trainer:
         for parameter in body.values():
             parameter.requires_grad_(config.body != "frozen")
         self.parameters = {**body, **rows.parameters()}
+        self._reference: str | None = None  # the digest of what the run began with, where that is on disk
+        if config.objective == "preference":
+            self._check_preference()
+            self._refer()
         learned = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.optimiser = Optimiser(learned, config.optim)
         self.step = self.tokens = 0
@@ -128,6 +132,10 @@ class Trainer:
         if found is None:
             return None
         where = f"{self.run_folder}/step-{found.step:06d}"
+        if (digest := found.state.get("reference")) is not None:
+            self._take(checkpoint.reference(self.run_folder, digest), where)
+            self._refer()
+            self._reference = digest
         if found.state["corpus"] != self.corpus.fingerprint:
             raise checkpoint.ResumeError(f"{where}: it was trained on other shards; name a new run")
         self._take(found.trained, where)
@@ -156,6 +164,36 @@ class Trainer:
         except LoraError as error:
             raise checkpoint.ResumeError(f"{folder}: {error}") from None
         self._take(trained, str(folder))
+        if self.config.objective == "preference":
+            self._reference = checkpoint.keep_reference(self.run_folder, self.trained())
+            self._refer()
+
+    def _hold_base(self, decoder: Decoder) -> None:
+        bits, held = self.config.base_bits, bits_of(decoder)
+        if bits is None and held is not None:
+            raise SettingError(f"the base is held in {held} bits: set base_bits={held}")
+        if bits is not None:
+            if self.config.body == "full" or self.config.path not in ("auto", "plain"):
+                raise SettingError("base_bits: it wants body=adapters or body=frozen, and path=plain")
+            try:
+                hold(decoder, bits, self.config.compile)
+            except BaseError as error:
+                raise SettingError(str(error)) from None
+
+    def _check_preference(self) -> None:
+        data = self.config.data
+        if data.drop_prompt or data.kl_tasks:
+            raise SettingError("objective=preference: it knows no data.drop_prompt and no data.kl_tasks")
+        if self.config.rows == "free":
+            raise SettingError("objective=preference: it wants rows=maps or rows=frozen")
+
+    def _refer(self) -> None:
+        """Keep the model as it is now: answers are measured against it."""
+        if self.config.body == "full":
+            self._base = copy.deepcopy(self.decoder)
+        self.adapters.hold()
+        self.rows.refresh()
+        self.rows.hold()
 
     def _take(self, trained: Mapping[str, Tensor], where: str) -> None:
         for name, parameter in self.parameters.items():
@@ -194,7 +232,7 @@ class Trainer:
         saved_at, saved_step = begun, self.step
         budget = math.inf if call_minutes is None else call_minutes * 60
         sample_at = self.seconds + self.config.sample_minutes * 60
-        with _on_signal(self._stop):
+        with on_signal(self._stop):
             while self.progress < 1 and not self._stop.is_set() and self.step != until:
                 if time.monotonic() - begun >= budget:
                     break
@@ -259,16 +297,18 @@ class Trainer:
         self.rows.refresh()
         self.way.refresh()
         self.tally.clear()
-        total = float(sum(batch.weights_M.sum().item() for batch, *_ in batches))
+        total = sum(plan.weight(batch) for batch, plan, _ in batches)
         sums = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
         for i, (host, plan, prepared) in enumerate(batches):
             # Documents stay on the host, where attention is planned; nothing below waits for the device.
             batch = replace(host.to(self.device), documents_BT=host.documents_BT)
             losses = self.way.run(batch, plan.to(self.device), total, prepared)
-            sums[i] = (losses.targets_M * batch.weights_M).sum() / total
+            sums[i] = losses.whole(batch.weights_M) / total
             self.tally.add(losses.targets_M, batch.media_M, batch.tasks_M)
             if losses.apart_m is not None:
                 self.tally.add_divergence(losses.apart_m)
+            if losses.figures_P4 is not None:
+                self.tally.add_pairs(losses.figures_P4)
             self.tokens += host.ids_BT.numel()
             self.flops += self.cost.of(host, plan)
         self.rows.backward()
@@ -277,13 +317,14 @@ class Trainer:
         self.step += 1
         loss = float(sums.sum())
         media, tasks, targets = self.tally.means()
-        apart = self.tally.mean_divergence()
+        apart, pairs = self.tally.mean_divergence(), self.tally.mean_pairs() or {}
         return {
             "step": self.step, "tokens": self.tokens, "targets": targets, "loss": round(loss, 5),
             "media": {name: round(value, 4) for name, value in media.items()},
             "tasks": {name: round(value, 4) for name, value in tasks.items()},
             "rate": round(scale, 5), "gradient_norm": round(norm, 4),
             **({} if apart is None else {"divergence": round(apart, 4)}),
+            **({"preference": {name: round(value, 4) for name, value in pairs.items()}} if pairs else {}),
         }  # fmt: skip
 
     def trained(self) -> dict[str, Tensor]:
@@ -300,34 +341,13 @@ class Trainer:
         """Write a snapshot of the present step."""
         state = {
             "tokens": self.tokens, "seconds": self.seconds, "loader": self.loader_state,
-            "corpus": self.corpus.fingerprint, "packing": self.packing,
+            "corpus": self.corpus.fingerprint, "packing": self.packing, "reference": self._reference,
             "config": json.loads(json.dumps(asdict(self.config))),
         }  # fmt: skip
         return checkpoint.save(
             self.run_folder, self.step, self.trained(), self.optimiser.state(), state,
             self.config.keep,
         )  # fmt: skip
-
-
-@contextmanager
-def _on_signal(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for the end of the step; a second one has its usual effect."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask(number: int, _: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, usual[signal.Signals(number)])
-
-    for number in usual:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
 
 
 def prepare_machine(config: TrainConfig) -> tuple[torch.device, torch.dtype]:

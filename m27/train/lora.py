@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m27.train.qlora import BlockLinear
+
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -45,18 +47,19 @@ class Adapters:
         self.scale = config.alpha / config.rank
         self.rank = config.rank
         self.active = True  # whether attached hooks add anything; see `off`
+        self._held: dict[str, tuple[Tensor, Tensor]] = {}
         generator = torch.Generator().manual_seed(seed)
         self._factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         found = set()
         for name, module in decoder.named_modules():
             last = name.rsplit(".", 1)[-1]
-            if last not in config.targets or not isinstance(module, nn.Linear):
+            if last not in config.targets or not isinstance(module, nn.Linear | BlockLinear):
                 continue
             found.add(last)
             bound = 1 / math.sqrt(module.in_features)
             a = (torch.rand(config.rank, module.in_features, generator=generator) * 2 - 1) * bound
             b = torch.zeros(module.out_features, config.rank)
-            device = module.weight.device
+            device = module.device if isinstance(module, BlockLinear) else module.weight.device
             self._factors[name] = (nn.Parameter(a.to(device)), nn.Parameter(b.to(device)))
         if missing := sorted(set(config.targets) - found):
             raise LoraError(f"targets: {', '.join(missing)} name no linear layer of the decoder")
@@ -92,7 +95,23 @@ class Adapters:
         """Add each adapter's output to its layer's, in the layer's dtype, for use with autograd."""
         for name, (a, b) in self._factors.items():
             layer = decoder.get_submodule(name)
-            layer.register_forward_hook(_Hook(self, a, b))
+            layer.register_forward_hook(_Hook(self, name, a, b))
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Take the present factors as part of the base from now on (none, where they add nothing yet)."""
+        pairs = {name: (a.detach().clone(), b.detach().clone()) for name, (a, b) in self._factors.items()}
+        self._held = pairs if any(bool(b.any()) for _, b in pairs.values()) else {}
+
+    def held(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """The factors of a layer that are part of the base."""
+        return self._held.get(name)
+
+    @torch.no_grad()
+    def base_of(self, name: str, weight_OI: Tensor) -> Tensor:
+        """A layer's matrix as the base has it, in float32: with the factors that were held, if any."""
+        held, wide = self._held.get(name), weight_OI.float()
+        return wide if held is None else wide + self.scale * (held[1] @ held[0])
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -112,15 +131,16 @@ class Adapters:
 
 
 class _Hook:
-    def __init__(self, adapters: Adapters, a: nn.Parameter, b: nn.Parameter) -> None:
-        self.adapters, self.a, self.b = adapters, a, b
+    def __init__(self, adapters: Adapters, name: str, a: nn.Parameter, b: nn.Parameter) -> None:
+        self.adapters, self.name, self.own = adapters, name, (a, b)
 
     def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        if not self.adapters.active:
+        pair = self.own if self.adapters.active else self.adapters.held(self.name)
+        if pair is None:
             return out
-        (x,) = inputs
-        low = F.linear(x, self.a.to(x.dtype))
-        return out + self.adapters.scale * F.linear(low, self.b.to(x.dtype))
+        (x,), (a, b) = inputs, pair
+        low = F.linear(x, a.to(x.dtype))
+        return out + self.adapters.scale * F.linear(low, b.to(x.dtype))
 
 
 @torch.no_grad()

@@ -117,7 +117,12 @@ class MergedPass:
         self, decoder: Decoder, adapters: Adapters, rows: Rows, dtype: torch.dtype, compile: bool
     ) -> None:
         self.rows, self.dtype, self.scale = rows, dtype, adapters.scale
-        self.base = Body(copy.deepcopy(decoder).to(dtype).requires_grad_(False), False)
+        base = copy.deepcopy(decoder)
+        with torch.no_grad():
+            for name in adapters:
+                weight = base.get_parameter(f"{name}.weight")
+                weight.copy_(adapters.base_of(name, weight))
+        self.base = Body(base.to(dtype).requires_grad_(False), False)
         masters = {name: decoder.get_parameter(f"{name}.weight").detach().clone() for name in adapters}
         decoder.to(dtype).requires_grad_(False)
         kinds: dict[str, list[tuple[nn.Linear, nn.Parameter, nn.Parameter]]] = {}
@@ -150,8 +155,8 @@ class MergedPass:
     @torch.no_grad()
     def base_states(self, teacher: Teacher) -> Tensor:
         """The base's states [m, D] at the places that the teacher is asked about."""
-        where = ragged.plan(teacher.documents_1n).to(teacher.ids_n.device)
-        x_nD = self.rows.embed(teacher.ids_n).to(self.dtype)
+        where = ragged.plan(teacher.documents_1n, teacher.branches_1n).to(teacher.ids_n.device)
+        x_nD = self.rows.embed_base(teacher.ids_n).to(self.dtype)
         h_nD = self.base(x_nD, teacher.positions_n, where)
         return h_nD.index_select(0, teacher.places_m)
 

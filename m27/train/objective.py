@@ -138,10 +138,28 @@ def _subtract_targets(grad_VD: Tensor, targets_M: Tensor, first: int, weighted_M
     grad_VD.index_add_(0, at, torch.where(trained, -weighted_MD, 0.0).float())
 
 
+@torch.no_grad()
+def target_losses(
+    h_MD: Tensor, table_VD: Tensor, targets_M: Tensor, spans: Spans | None = None, piece: int = 8192
+) -> Tensor:
+    """The losses [M] that `cross_entropy` gives, alone and with float32 products.
+
+    What two models say of a target is subtracted where answers are compared, and rounding of logits to
+    bfloat16 would be most of what is left. `piece` rows of the vocabulary are widened at a time.
+    """
+    wide_MD = h_MD.float()
+    spans = ((0, len(table_VD)),) if spans is None else spans
+    pieces = [(i, min(i + piece, end)) for begin, end in spans for i in range(begin, end, piece)]
+    parts = [(wide_MD @ table_VD[i:end].float().t()).logsumexp(-1) for i, end in pieces]
+    own_M = (wide_MD * table_VD.index_select(0, targets_M).float()).sum(-1)
+    return torch.stack(parts).logsumexp(0) - own_M
+
+
 class Tally:
     """Sums of losses and counts of targets by medium and by task, over the micro-batches of a step.
 
-    Sums stay on the losses' device until they are asked for. `divergence` counts apart from both.
+    Sums stay on the losses' device until they are asked for. `divergence` counts apart from both, and so
+    do the figures of pairs of answers.
     """
 
     def __init__(self, media: Sequence[str], tasks: Sequence[str]) -> None:
@@ -152,6 +170,7 @@ class Tally:
         """Forget everything counted."""
         self.sums = [torch.zeros(len(names), 2, dtype=torch.float64) for names in self.names]
         self._apart = torch.zeros(2, dtype=torch.float64)
+        self._pairs = torch.zeros(5, dtype=torch.float64)
 
     def add(self, losses_M: Tensor, media_M: Tensor, tasks_M: Tensor) -> None:
         """Count the losses [M] of targets with these indices of medium and task."""
@@ -182,3 +201,23 @@ class Tally:
         """Mean divergence in nats, or None where none was counted."""
         total, count = self._apart.tolist()
         return total / count if count else None
+
+    def add_pairs(self, figures_P4: Tensor) -> None:
+        """Count pairs by the rewards of their chosen and rejected answers and their log-probabilities [P, 4]."""
+        chosen, rejected, own, other = figures_P4.double().unbind(1)
+        # A tie is half right, so that a model that has learnt nothing stands at one half.
+        right, likelier = ((a > b).double() + (a == b) / 2 for a, b in ((chosen, rejected), (own, other)))
+        counted = torch.stack([chosen, rejected, right, likelier, torch.ones_like(right)]).sum(1)
+        self._pairs = self._pairs.to(counted.device) + counted
+
+    def mean_pairs(self) -> dict[str, float] | None:
+        """Of the pairs counted, or None: mean rewards, their margin, in how many the chosen answer's reward
+        is the higher (`accuracy`), and in how many it is the likelier answer (`likelier`)."""
+        *sums, count = self._pairs.tolist()
+        if not count:
+            return None
+        chosen, rejected, accuracy, likelier = (value / count for value in sums)
+        return {
+            "accuracy": accuracy, "margin": chosen - rejected, "chosen": chosen, "rejected": rejected,
+            "likelier": likelier,
+        }  # fmt: skip

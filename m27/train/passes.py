@@ -17,11 +17,13 @@ from torch import Tensor
 
 from m27.data.loader import Batch
 from m27.model.decoder import Decoder
+from m27.train import ragged
 from m27.train.attention import layout
 from m27.train.fused import Fused
 from m27.train.head import Losses, head
 from m27.train.lora import Adapters
 from m27.train.merged import MergedPass
+from m27.train.qlora import bits_of
 from m27.train.rows import FreeRows, Rows
 from m27.train.scoring import Plan, Teacher
 from m27.train.whole import WholePass
@@ -84,8 +86,8 @@ class FusedPass(_Direct):
 
     def _base(self, teacher: Teacher) -> Tensor:
         documents_1n = teacher.documents_1n.to(teacher.ids_n.device)
-        where = layout(documents_1n, *self._heads, self.dtype)
-        x_nD = self.rows.embed(teacher.ids_n)
+        where = layout(documents_1n, *self._heads, self.dtype, branches_BT=teacher.branches_1n)
+        x_nD = self.rows.embed_base(teacher.ids_n)
         h_nD = self.fused.base_states(x_nD, teacher.positions_n, where)
         return h_nD.index_select(0, teacher.places_m)
 
@@ -120,16 +122,14 @@ class PlainPass(_Direct):
 
     def run(self, batch: Batch, plan: Plan, total_weight: float, prepared: Any = None) -> Losses:
         """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
-        if batch.branches_BT is not None:
-            raise ValueError("documents with branches need path=fused or path=merged, whose attention knows them")
         base_mD = None if plan.teacher is None else self._base(plan.teacher)
         ids_N = batch.ids_BT.flatten()
         x_ND = self.rows.embed(ids_N).requires_grad_()
-        x_BTD = x_ND.view(*batch.ids_BT.shape, -1)
         with self._narrow():
-            x_BTD = x_BTD if self.full else x_BTD.to(self.dtype)
-            h_BTD = self.decoder.hidden(x_BTD, batch.positions_BT, batch.documents_BT)
-        h_ND = h_BTD.flatten(0, 1)
+            wide_ND = x_ND if self.full else x_ND.to(self.dtype)
+            h_ND = _hidden(
+                self.decoder, wide_ND, batch.positions_BT, batch.documents_BT, batch.branches_BT
+            )
         states_ND = h_ND.detach().to(self.dtype)
         losses, g_MD = head(self.rows, states_ND, batch, plan, base_mD, total_weight)
         h_ND.index_select(0, batch.places_M).backward(g_MD.to(h_ND.dtype))
@@ -148,10 +148,33 @@ class PlainPass(_Direct):
         decoder = self.base if self.full else self.decoder
         if decoder is None:
             raise RuntimeError("the base is asked, but none was given")
-        x_1nD = self.rows.embed(teacher.ids_n)[None].to(self.dtype)
+        x_nD = self.rows.embed_base(teacher.ids_n).to(self.dtype)
         with self.adapters.off():
-            h_1nD = decoder.hidden(x_1nD, teacher.positions_n[None], teacher.documents_1n)
-        return h_1nD[0].index_select(0, teacher.places_m)
+            h_nD = _hidden(
+                decoder, x_nD, teacher.positions_n[None], teacher.documents_1n, teacher.branches_1n
+            )
+        return h_nD.index_select(0, teacher.places_m)
+
+
+def _hidden(
+    decoder: Decoder, x_ND: Tensor, positions_BT: Tensor, documents_BT: Tensor, branches_BT: Tensor | None
+) -> Tensor:
+    """States [N, D] of inputs [N, D]; where documents have branches, each branch with its own copy of the
+    beginning, since the decoder's attention knows documents alone."""
+    if branches_BT is None:
+        shape = (*documents_BT.shape, -1)
+        return decoder.hidden(x_ND.view(shape), positions_BT, documents_BT).flatten(0, 1)
+    runs = ragged.plan(documents_BT.cpu(), branches_BT.cpu())
+    queries, keys = runs.query_edges.long(), runs.key_edges.long()
+    tokens_S = torch.arange(len(x_ND)) if runs.keys_S is None else runs.keys_S
+    number_N = torch.arange(len(queries) - 1).repeat_interleave(queries.diff())
+    # A run's own tokens are the last of those that it sees.
+    home_N = keys[number_N + 1] - queries[number_N + 1] + torch.arange(len(x_ND))
+    alone_1S = torch.arange(len(keys) - 1).repeat_interleave(keys.diff())[None]
+    tokens_S, home_N = tokens_S.to(x_ND.device), home_N.to(x_ND.device)
+    x_1SD = x_ND.index_select(0, tokens_S)[None]
+    h_1SD = decoder.hidden(x_1SD, positions_BT.flatten().index_select(0, tokens_S)[None], alone_1S)
+    return h_1SD[0].index_select(0, home_N)
 
 
 def choose(
@@ -177,7 +200,7 @@ def choose(
         return WholePass(decoder, rows, compile)
     if full and path in ("fused", "merged"):
         raise ValueError(f"the {path} path trains adapters and rows only; set path=plain")
-    fits = decoder.config.family == "llama" and not full
+    fits = decoder.config.family == "llama" and not full and bits_of(decoder) is None
     on_cpu = rows.table_VD.device.type == "cpu"
     if path == "fused" or (path == "auto" and fits and on_cpu):
         return FusedPass(decoder, adapters, rows, dtype, compile)

@@ -27,6 +27,8 @@ class Rows:
     the text rows' scale. `refresh` must follow every change of the parameters and precede any use.
     """
 
+    _held: Tensor | None = None
+
     def __init__(
         self,
         text_VD: Tensor,
@@ -74,6 +76,15 @@ class Rows:
             parts = [self.control, self.image_map.rows(), self.audio_map.rows()]
         return torch.cat([part.float() for part in parts])
 
+    @property
+    def base_VD(self) -> Tensor:  # noqa: N802 - shape suffix
+        """The table as the base has it: what `hold` kept, else the present one."""
+        return self.table_VD if self._held is None else self._held
+
+    def hold(self) -> None:
+        """Keep the present table as the base's, where it will change."""
+        self._held = self.table_VD.clone() if self.parameters() else None
+
     def refresh(self) -> None:
         """Bring the table up to date with the parameters and clear the gradient buffer."""
         self._new = self.trained_rows()
@@ -84,6 +95,11 @@ class Rows:
     def embed(self, ids_N: Tensor) -> Tensor:
         """Float32 vectors [N, D] of ids [N]."""
         return self.table_VD.index_select(0, ids_N).float()
+
+    @torch.no_grad()
+    def embed_base(self, ids_N: Tensor) -> Tensor:
+        """The same of the base's table."""
+        return self.base_VD.index_select(0, ids_N).float()
 
     @torch.no_grad()
     def add_input_gradient(self, ids_N: Tensor, g_ND: Tensor) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from m27.data.loader import MEDIA, Batch
 from m27.language.vocabulary import Vocabulary
 from m27.train.objective import Spans
+from m27.train.pairs import Pairs
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,26 @@ class Teacher:
     index_m: Tensor
     places_m: Tensor
     share_m: Tensor
+    branches_1n: Tensor | None = None  # as the documents
 
 
 @dataclass(frozen=True)
 class Plan:
     """How the targets of one micro-batch are scored; each target is in one group or the teacher's.
 
+    With `pairs` answers are compared: the teacher is asked about all targets, and all are in groups too.
     `z_loss` is the weight of log(z)² in the loss of the groups' targets, see `cross_entropy`.
     """
 
     groups: tuple[Group, ...]
     teacher: Teacher | None = None
+    pairs: Pairs | None = None
     z_loss: float = 0.0
+
+    def weight(self, batch: Batch) -> float:
+        """What a step's gradient is divided by: the batch's share of it."""
+        weights = batch.weights_M if self.pairs is None else self.pairs.weights_P
+        return float(weights.sum())
 
     def to(self, device: torch.device) -> Plan:
         """The same plan with its indices on a device."""
@@ -65,10 +74,11 @@ class Plan:
             moved = {
                 name: tensor.to(device, non_blocking=True)
                 for name, tensor in vars(teacher).items()
-                if name != "documents_1n"
+                if name not in ("documents_1n", "branches_1n") and tensor is not None
             }
             teacher = replace(teacher, **moved)
-        return replace(self, groups=groups, teacher=teacher)
+        pairs = None if self.pairs is None else self.pairs.to(device)
+        return replace(self, groups=groups, teacher=teacher, pairs=pairs)
 
 
 class Scoring:
@@ -130,7 +140,7 @@ class Scoring:
         ]
         groups = [Group((mask & left_M).nonzero().flatten(), spans) for mask, spans in kinds]
         held = tuple(group for group in groups if len(group.index_m))
-        return Plan(held, teacher, self.z_loss)
+        return Plan(held, teacher, z_loss=self.z_loss)
 
     def _teacher(self, batch: Batch, share_M: Tensor) -> Teacher | None:
         ids_N, documents_N = batch.ids_BT.flatten(), batch.documents_BT.flatten()

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from m27.train.lora import LoraConfig
 from m27.train.optim import OptimConfig
+from m27.train.pairs import PreferenceConfig
 
 _C = TypeVar("_C")
 _UNIONS = (typing.Union, types.UnionType)
@@ -58,9 +59,11 @@ class TrainConfig:
     `body` trains the "adapters", nothing ("frozen": the rows alone learn), or every weight ("full"; plain
     or whole). Of the vocabulary, `rows` trains code maps and control rows ("maps"), every row as in any
     language model ("free"; with body "full"), or none ("frozen"). `recompute` runs blocks again in the
-    backward pass, for the memory. `z_loss` weighs log(z)² in the loss (see `cross_entropy`). Samples are
-    drawn every `sample_minutes` by whoever starts the run (0: never). `log` names what takes the
-    figures beside log.jsonl: tensorboard, csv, wandb, none.
+    backward pass, for the memory. `objective` "preference" learns which of two answers is the better one,
+    by `preference`, from documents that are pairs. With `base_bits` the frozen body is held in blocks of 8
+    or 4 bits (QLoRA; plain only). `z_loss` weighs log(z)² in the loss (see `cross_entropy`). Samples are
+    drawn every `sample_minutes` by whoever starts the run (0: never). `log` names what takes the figures
+    beside log.jsonl: tensorboard, csv, wandb, none.
     """
 
     name: str
@@ -74,6 +77,8 @@ class TrainConfig:
     path: Literal["auto", "fused", "merged", "plain", "whole"] = "auto"
     body: Literal["adapters", "frozen", "full"] = "adapters"
     rows: Literal["maps", "free", "frozen"] = "maps"
+    objective: Literal["likelihood", "preference"] = "likelihood"
+    base_bits: Literal[8, 4] | None = None
     recompute: bool = False
     z_loss: float = 0.0
     sample_minutes: float = 10.0
@@ -83,6 +88,7 @@ class TrainConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
 
 
 def change(config: _C, changes: Mapping[str, Any]) -> _C:
@@ -145,7 +151,10 @@ def _changed(config: Any, items: Sequence[tuple[list[str], Any, str]], root: Any
                 raise SettingError(f"{full}: {rest[0]!r} has no settings of its own")
             old = {**(old or {}), rest[0]: read(value, float, full)}
         new[head] = old
-    return dataclasses.replace(config, **new)
+    try:
+        return dataclasses.replace(config, **new)
+    except ValueError as error:  # what the part itself will not have
+        raise error if type(error).__module__.startswith("m27.") else SettingError(str(error)) from None
 
 
 def _unknown(full: str, head: str, config: Any, root: Any) -> str:
@@ -172,6 +181,7 @@ def read(value: Any, kind: Any, full: str) -> Any:
             return None
         return read(value, next(o for o in options if o is not type(None)), full)
     if origin is Literal:
+        value = next((option for option in options if str(option) == str(value)), value)
         if value not in options:
             near = difflib.get_close_matches(str(value), map(str, options), 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -1,10 +1,13 @@
 """m27 data: the commands around the data room, on a file of messages of our own."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.data import samples
 
 
 @pytest.fixture
@@ -30,6 +33,42 @@ def test_check_names_file_line_and_reason(run, records: Path) -> None:
     missing = run("data", "check", "missing.jsonl")
     assert missing.status == 2
     assert "missing.jsonl" in missing.err
+
+
+def test_check_knows_every_format(run, tmp_path: Path) -> None:
+    forms = samples.write_all(tmp_path / "forms")
+    good = run("data", "check", *forms.values())
+    assert good.status == 0, good.err
+    assert good.out.count("3 records, 0 bad") == len(forms) == 9
+    for words in ("llava.json: llava, ", "pictures: images, ", "ljspeech: sounds, "):
+        assert words in good.out
+    counted = run("data", "check", forms["ours"], "--max-tokens", "40")
+    assert counted.status == 1
+    assert "ours.jsonl:1: has " in counted.out
+    assert "tokens, more than the 40 of a row" in counted.out
+    by_model = run("data", "check", forms["pictures"], "--model", Path(os.environ["M27_MODEL"]))
+    assert "0 bad, longest " in by_model.out
+    one_way = run("data", "check", forms["pictures"], "--direction", "draw", "--kind", "images")
+    assert one_way.status == 0, one_way.err
+    for arguments, said in (
+        (("--kind", "parquet"), "none of messages"), (("--direction", "speak"), "images go both or"),
+        (("--max-tokens", "9", "--model", "gone"), "gone: no model here"),
+    ):  # fmt: skip
+        wrong = run("data", "check", forms["pictures"], *arguments)
+        assert wrong.status == 2
+        assert said in wrong.err
+        assert wrong.err.count("\n") == 1
+
+
+def test_show_and_build_take_any_format(run, tmp_path: Path) -> None:
+    forms = samples.write_all(tmp_path / "forms")
+    shown = run("data", "show", forms["pictures"], forms["preferences"], "--out", "page.html")
+    assert shown.status == 0, shown.err
+    assert "9 samples" in shown.out
+    assert Path("page.html").read_text().count("rather than:") == 3
+    built = run("data", "build", forms["sounds"], "--out", "shards")
+    assert built.status == 0, built.err
+    assert "6 documents" in built.out
 
 
 def test_show_writes_a_page(run, records: Path) -> None:

@@ -96,3 +96,42 @@ def test_batches_carry_branches_only_where_there_are_some(processor, tmp_path):
             assert batch.branches_BT[0, length:].sum() == 0
             want = branches.positions(branch).tolist()
             assert batch.positions_BT[0, :length].tolist() == want
+
+
+def preferred(name, chosen, rejected, task="preference"):
+    """A pair as importers give it: the branch that is preferred first."""
+    asked = [{"role": "user", "content": [say.words("Draw a cat.")]}]
+    one, other = ([*asked, {"role": "assistant", "content": parts}] for parts in (chosen, rejected))
+    return {**say.document(name, task, "made", one), "branches": [other]}
+
+
+def test_a_pair_is_a_document_of_two_branches_with_the_chosen_answer_first(processor, tmp_path):
+    picture = {"type": "image", "codes": np.arange(4).reshape(2, 2)}
+    chosen, rejected = [say.words("Here: "), picture, say.words("A cat.")], [say.words("No.")]
+    shards.build([preferred("a", chosen, rejected)], processor, tmp_path / "pairs")
+    corpus = Corpus([tmp_path / "pairs"])
+    ids, loss = corpus.document(0)
+    branch = corpus.branches(0)
+    asked = {"role": "user", "content": [say.words("Draw a cat.")]}
+    want = [processor.encode([asked, {"role": "assistant", "content": a}]) for a in (chosen, rejected)]
+    assert list(unfolded(ids, loss, branch)) == [(e.ids, e.loss) for e in want]
+    assert not loss[branch == 0].any()
+
+
+def test_what_is_no_pair_is_left_out_and_named(processor, tmp_path):
+    yes, no = [say.words("Yes.")], [say.words("No.")]
+    alone = preferred("alone", yes, no)
+    del alone["branches"]
+    three = preferred("three", yes, no)
+    three["branches"] *= 2
+    mute = preferred("mute", yes, [{**no[0], "loss": False}])
+    documents = [preferred("good", yes, no), preferred("same", yes, yes), alone, three, mute]
+    meta = shards.build(documents, processor, tmp_path / "pairs")
+    assert (meta["documents"], meta["broken"]) == (1, 4)
+    for name, reason in (
+        ("same", "are the same"), ("alone", "two answers, the chosen and the rejected; here are 1"),
+        ("three", "here are 3"), ("mute", "nothing of the rejected answer"),
+    ):  # fmt: skip
+        (line,) = [line for line in meta["reasons"] if line.startswith(f"preference:{name}")]
+        assert reason in line
+    shards.build([{**three, "task": "vqa"}], processor, tmp_path / "other")

@@ -14,7 +14,7 @@ import pytest
 
 from m27.infer.request import Event, Request
 from m27.language.processor import Processor
-from m27.serve.engine_thread import EngineThread, Ticket
+from m27.serve.engine_thread import EngineThread, Linger, Ticket
 from m27.serve.errors import ApiError
 from m27.serve.settings import Settings
 from tests import tiny
@@ -228,6 +228,51 @@ def test_closing_fails_what_waits() -> None:
             await thread.ask(Request([{"role": "user", "content": "x"}]))
 
     asyncio.run(scenario())
+
+
+def test_a_request_that_follows_an_answer_goes_into_the_next_step() -> None:
+    """Of two clients one asks again as soon as it has its answer; the engine's next step has both."""
+
+    class Watched(Stand):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held: list[int] = []
+
+        def step(self) -> list[tuple[int, Event]]:
+            self.held.append(len(self.open))
+            return super().step()
+
+    async def both(linger: float) -> list[int]:
+        engine = Watched()
+        thread = EngineThread(engine, linger=linger)
+        message = [{"role": "user", "content": [{"type": "text", "text": "word"}]}]
+        long = await thread.ask(Request(message, max_tokens=40))
+        for _ in range(10):
+            ticket = await thread.ask(Request(message, max_tokens=2))
+            async for _ in ticket:
+                pass
+        long.leave()
+        thread.close()
+        return engine.held
+
+    held = asyncio.run(both(30.0))  # so long that a busy machine makes no difference
+    first, last = held.index(2), len(held) - 1 - held[::-1].index(2)
+    assert held[first : last + 1] == [2] * (last + 1 - first)
+    assert len(held) < 40  # it waits for those that follow, not for what does not come
+
+
+def test_where_nobody_follows_waiting_is_given_up() -> None:
+    linger = Linger(1.0)
+    waited = 0
+    for _ in range(200):
+        if linger.begin(1):
+            linger.end(False)
+            waited += 1
+    assert 12 <= waited <= 20
+    for _ in range(100):
+        if linger.begin(1):
+            linger.end(True)
+    assert all(linger.begin(1) for _ in range(10))
 
 
 def test_media_that_nobody_takes_are_given_up() -> None:

@@ -67,7 +67,8 @@ class Item:
 class Document(TypedDict):
     """One training or test example: a conversation with raw media in its parts.
 
-    `branches` are further conversations that begin as it does; see `m27.data.branches`.
+    `branches` are further conversations that begin as it does; see `m27.data.branches`. With
+    `preference` there is one, and its answer is worse than that of `messages`.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Document(TypedDict):
     source: str
     messages: list[dict[str, Any]]
     branches: NotRequired[list[list[dict[str, Any]]]]
+    preference: NotRequired[bool]
 
 
 Items = Callable[[], Iterator[Item]]
