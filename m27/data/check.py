@@ -227,7 +227,8 @@ def _tokens(document: Mapping[str, Any], processor: Processor, samples: Mapping[
 def _as_codes(
     part: Mapping[str, Any], processor: Processor, samples: Mapping[Any, int]
 ) -> Mapping[str, Any]:
-    """A part whose medium is spelled by codes of the right number; which ones does not matter here."""
+    """A part whose medium is spelled by codes of the right number: any, but others for another medium, so
+    that branches part where they do."""
     from m27.language.processor import DEFAULT_SIZE, STRIDE
 
     key = _key(part)
@@ -237,10 +238,12 @@ def _as_codes(
     if part["type"] == "image":
         if processor.image_codec is None:
             raise MessageError("holds a picture, and the model has no image codec")
-        codes: Any = np.zeros([side // STRIDE for side in part.get("size", DEFAULT_SIZE)], np.int64)
+        shape = [side // STRIDE for side in part.get("size", DEFAULT_SIZE)]
+        most = processor.vocabulary.image_size
     else:
         hop = getattr(processor.audio_codec, "hop", None)
         if hop is None:
             raise MessageError("holds a sound, and the model has no audio codec")
-        codes = np.zeros(-(-samples[key] // hop), np.int64)
-    return {**rest, "codes": codes}
+        shape = [-(-samples[key] // hop)]
+        most = processor.vocabulary.audio_size
+    return {**rest, "codes": np.full(shape, list(samples).index(key) % most, np.int64)}

@@ -280,6 +280,16 @@ def test_branches_count_as_they_are_joined(tmp_path: Path) -> None:
     assert 100 < longest < 180, "the prompt is spelled once"
 
 
+def test_two_pictures_to_choose_from_count_twice(tmp_path: Path) -> None:
+    answers = []
+    for name, shade in (("a.png", 10), ("b.png", 200)):
+        (tmp_path / name).write_bytes(samples.png(shade))
+        answers.append([{"role": "assistant", "content": [{"type": "image", "path": name}]}])
+    record = {"prompt": "Draw", "chosen": answers[0], "rejected": answers[1]}
+    path = samples.write_lines(tmp_path / "a.jsonl", [record])
+    assert check.check(path, processor=tiny.processor()).longest > 2 * 64
+
+
 def test_a_model_without_ears_is_told(folder: Path, tmp_path: Path) -> None:
     from m27.language.processor import Processor
 
