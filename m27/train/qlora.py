@@ -5,7 +5,7 @@ what is trained against is what is served. A matrix is widened when a product as
 backwards, and forgotten. Nothing of the base is trained. It knows linear layers and experts; the vocabulary's
 rows are the trainer's and stay in the dtype of products.
 
-Shapes: R rows (outputs), C columns (inputs), M tokens, k experts a token.
+Shapes: R rows (outputs), C columns (inputs), G groups of 32 inputs, M tokens, k experts a token.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ class BaseError(ValueError):
     """A base that cannot be held in so many bits; the message says why."""
 
 
-def _widened(q: Tensor, scale: Tensor, minimum: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What blocks stand for, [R, C], worked out in float32 and rounded to `dtype`: for the compiler."""
-    if q.dtype == torch.uint8:
-        halves = q.view(len(q), -1, BLOCK // 2)
-        q = torch.cat((halves & 15, halves >> 4), dim=-1)
-    values = q.reshape(len(q), -1, BLOCK) * scale.float()[..., None]
-    if minimum is not None:
-        values = values + minimum.float()[..., None]
-    return values.flatten(1).to(dtype)
+def _widened(q_GB: Tensor, scale_G: Tensor, minimum_G: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What groups stand for, [G, 32], worked out in float32 and rounded to `dtype`: for the compiler."""
+    if q_GB.dtype == torch.uint8:
+        q_GB = torch.cat((q_GB & 15, q_GB >> 4), dim=-1)
+    values = q_GB * scale_G.float()[:, None]
+    if minimum_G is not None:
+        values = values + minimum_G.float()[:, None]
+    return values.to(dtype)
 
 
 class Held:
@@ -59,7 +58,10 @@ class Held:
         """The matrix in `dtype`, made anew."""
         blocks = self.blocks
         if self.widen is not None:
-            out = self.widen(blocks.q, blocks.scale, blocks.minimum, dtype)
+            # Group by group, so that all matrices are of one shape but for the number of groups.
+            minimum = None if blocks.minimum is None else blocks.minimum.view(-1)
+            q_GB = blocks.q.view(blocks.scale.numel(), -1)
+            out = self.widen(q_GB, blocks.scale.view(-1), minimum, dtype).view(blocks.shape)
         else:
             out = blocks.dequantize(torch.empty(blocks.shape, dtype=dtype, device=blocks.q.device))
         return out[:, : self.columns]
@@ -178,7 +180,7 @@ def hold(decoder: Decoder, bits: int, compile: bool = False) -> None:
         if parameter is not None and not parameter.weight.is_meta:
             parameter.weight = nn.Parameter(parameter.weight.to("meta"), requires_grad=False)
     if compile and can_compile():
-        widen = torch.compile(_widened, dynamic=False)
+        widen = torch.compile(_widened, dynamic=True)
         for module in decoder.modules():
             if isinstance(module, _InBlocks):
                 for matrix in module.matrices():
