@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from m27.model import checkpoint
 from m27.model.config import Config
 from m27.model.decoder import Decoder
-from m27.model.gguf import BLOCK, Blocks
+from m27.model.gguf import Blocks
 from m27.model.moe import Experts
 from m27.model.quantized import held_precision
 from m27.model.rounding import blocks_of, kind_of
