@@ -10,7 +10,7 @@ Shapes: R rows (outputs), C columns (inputs), G groups of 32 inputs, M tokens, k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,13 @@ def product(x: Tensor, held: Held) -> Tensor:
 class _InBlocks(nn.Module):
     """A module whose matrices are in blocks: they go with it to a device, and keep their types."""
 
-    def matrices(self) -> Iterator[Held]:
-        """All of them."""
-        raise NotImplementedError
+    def __init__(self, matrices: Sequence[Held]) -> None:
+        super().__init__()
+        self.matrices = tuple(matrices)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        for held in self.matrices():
+        for held in self.matrices:
             held.blocks = held.blocks.to(fn(torch.empty(0, device=held.blocks.q.device)).device)
         return self
 
@@ -105,18 +105,14 @@ class BlockLinear(_InBlocks):
     """In the place of a linear layer without a bias."""
 
     def __init__(self, blocks: Blocks, in_features: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, blocks.shape[0]
-        self.held = Held(blocks, in_features)
+        held = Held(blocks, in_features)
+        super().__init__([held])
+        self.held, self.in_features, self.out_features = held, in_features, blocks.shape[0]
 
     @property
     def device(self) -> torch.device:
         """Where the blocks are."""
         return self.held.blocks.q.device
-
-    def matrices(self) -> Iterator[Held]:
-        """The one."""
-        yield self.held
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., R]."""
@@ -127,13 +123,8 @@ class BlockExperts(_InBlocks):
     """In the place of `Experts`: one expert's matrices are whole at a time."""
 
     def __init__(self, gate_up: list[Held], down: list[Held]) -> None:
-        super().__init__()
+        super().__init__([*gate_up, *down])
         self.gate_up, self.down = gate_up, down
-
-    def matrices(self) -> Iterator[Held]:
-        """Two an expert."""
-        yield from self.gate_up
-        yield from self.down
 
     def grouped(self, x_MD: Tensor, chosen_Mk: Tensor, weights_Mk: Tensor) -> Tensor:
         """Every expert in turn over the tokens that chose it; [M, D]."""
@@ -152,7 +143,7 @@ def bits_of(decoder: nn.Module) -> int | None:
     found = [m for m in decoder.modules() if isinstance(m, _InBlocks)]
     if not found:
         return None
-    four = any(held.blocks.q.dtype == torch.uint8 for module in found for held in module.matrices())
+    four = any(held.blocks.q.dtype == torch.uint8 for module in found for held in module.matrices)
     return 4 if four else 8
 
 
@@ -183,7 +174,7 @@ def hold(decoder: Decoder, bits: int, compile: bool = False) -> None:
         widen = torch.compile(_widened, dynamic=True)
         for module in decoder.modules():
             if isinstance(module, _InBlocks):
-                for matrix in module.matrices():
+                for matrix in module.matrices:
                     matrix.widen = widen
 
 
