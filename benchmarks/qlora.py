@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks import machine
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "lora, hand-written pass": {"path": "fused"},
     "lora, autograd": {"path": "plain"},
     "qlora 8 bits": {"path": "plain", "base_bits": 8},
@@ -115,8 +115,9 @@ def measure(model: Path, threads: int, rounds: int) -> dict[str, Any]:
             workers[way] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            assert workers[way].stdout is not None
-            found[way] = {**json.loads(workers[way].stdout.readline()), "seconds": [], "peak": 0}
+            out = workers[way].stdout
+            assert out is not None
+            found[way] = {**json.loads(out.readline()), "seconds": [], "peak": 0}
         for _ in range(rounds):
             for way, worker in workers.items():
                 assert worker.stdin is not None

@@ -206,7 +206,7 @@ def open_base(
             rows = _floats(value, config).to(dtype)
         elif _is_rounded(stem):
             blocks = blocks_of(value, kind_of(name, BITS[bits]))
-            _put(decoder, stem, BlockLinear(blocks, decoder.get_submodule(stem).in_features))
+            _put(decoder, stem, BlockLinear(blocks, decoder.get_parameter(name).shape[1]))
         elif isinstance(value, Tensor):
             _put_tensor(decoder, stem, value.float())
     if rows is None:
