@@ -126,7 +126,7 @@ class FrozenRows(Rows):
         self.grad_VD = torch.zeros(0, rows_VD.shape[1], device=rows_VD.device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """None."""
+        """Nothing is trained here."""
         return {}
 
     def refresh(self) -> None:
