@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from m27.cli import bench, chat, codes, console, data, evaluate, export, serve, tour
+from m27.cli import bench, chat, codes, console, data, evaluate, export, serve, tour, train
 
 app = typer.Typer(
     name="m27",
@@ -28,6 +28,7 @@ app.command("serve")(serve.serve)
 app.command("tour")(tour.tour)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
+app.command("train", context_settings=train.CONTEXT)(train.train)
 app.add_typer(data.app, name="data")
 
 

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens a row, M targets of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,8 +51,9 @@ class Batch:
 class Loader:
     """The endless stream of (batches of one step, state).
 
-    A step has `accumulate` micro-batches of `rows` rows. `weights` gives the loss weight of each medium of
-    `MEDIA`, `task_weights` a further factor by task; both are one where nothing is given.
+    A step is `step_rows` rows (0: `rows` times `accumulate`), of which `share` says the part that is wanted
+    here (None: all); that part comes in micro-batches of `rows` rows. `weights` gives the loss weight of each
+    medium of `MEDIA`, `task_weights` a further factor by task; both are one where nothing is given.
     """
 
     def __init__(
@@ -63,8 +64,11 @@ class Loader:
         accumulate: int = 1,
         weights: Mapping[str, float] | None = None,
         task_weights: Mapping[str, float] | None = None,
+        step_rows: int = 0,
+        share: Callable[[list[list[Draw]]], Sequence[list[Draw]]] | None = None,
     ) -> None:
-        self.packer, self.rows, self.accumulate = packer, rows, accumulate
+        self.packer, self.rows, self.share = packer, rows, share
+        self.step_rows = step_rows or rows * accumulate
         self.corpus: Corpus = packer.mixture.corpus
         unknown = set(weights or {}) - set(MEDIA)
         if unknown:
@@ -75,10 +79,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[list[Batch], State]]:
         while True:
-            step = [
-                self.collate([self.packer.row() for _ in range(self.rows)])
-                for _ in range(self.accumulate)
-            ]
+            drawn = [self.packer.row() for _ in range(self.step_rows)]
+            own = drawn if self.share is None else self.share(drawn)
+            step = [self.collate(own[i : i + self.rows]) for i in range(0, len(own), self.rows)]
             yield step, self.packer.state()
 
     def collate(self, rows: Sequence[Sequence[Draw]]) -> Batch:

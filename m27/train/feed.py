@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,11 +35,28 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a run's batches come from: shards, configuration, and the stream's place."""
+    """Where a run's batches come from: shards, configuration, the stream's place, and whose share it is."""
 
     folders: tuple[Path, ...]
     config: TrainConfig
     state: State | None
+    rank: int = 0
+    world: int = 1
+
+
+def share_of(step: Sequence[_T], rank: int, world: int) -> Sequence[_T]:
+    """What rank `rank` of `world` takes of the rows of a step: as many as each other, in their order.
+
+    The step is the same whatever the world, so a run that goes on with more or fewer ranks sees the same
+    rows in the same steps. Raises SettingError for rows that cannot be shared out evenly.
+    """
+    if len(step) % world:
+        raise SettingError(
+            f"a step of {len(step)} rows cannot be shared out among {world} ranks; "
+            "set data.step_rows to a multiple of them"
+        )
+    each = len(step) // world
+    return step[rank * each : (rank + 1) * each]
 
 
 def packer(corpus: Corpus, config: TrainConfig, state: State | None) -> Packer:
@@ -52,12 +69,13 @@ def packer(corpus: Corpus, config: TrainConfig, state: State | None) -> Packer:
     return Packer(mixture, data.row, data.pool, state)
 
 
-def loader(rows: Packer, config: TrainConfig) -> Loader:
-    """Batches of those rows."""
+def loader(rows: Packer, config: TrainConfig, rank: int = 0, world: int = 1) -> Loader:
+    """Batches of those rows, or of a rank's share of them."""
     data = config.data
     return Loader(
         rows, rows=data.rows, accumulate=data.accumulate, weights=data.media_weights,
-        task_weights=data.task_weights,
+        task_weights=data.task_weights, step_rows=data.step_rows,
+        share=lambda step: share_of(step, rank, world),
     )  # fmt: skip
 
 
@@ -77,8 +95,9 @@ def scoring(corpus: Corpus, config: TrainConfig) -> Scoring:
                 data.full_tasks, data.media_weights, data.task_weights,
             )  # fmt: skip
         return Scoring(
-            corpus.meta["vocabulary"], corpus.tasks, data.full_share, data.full_tasks, data.kl_tasks
-        )
+            corpus.meta["vocabulary"], corpus.tasks, data.full_share, data.full_tasks, data.kl_tasks,
+            config.z_loss,
+        )  # fmt: skip
     except ValueError as error:
         raise SettingError(f"data.{error}") from None
 
@@ -122,8 +141,11 @@ def _taken_apart(item: tuple[list[Planned], State]) -> tuple[dict[str, Any], dic
         ]
         compared = asdict(pairs["config"]) if pairs else None
         told.append(
-            {"groups": groups, "preference": compared, "runs": named(f"{number}.runs", prepared)}
-        )
+            {
+                "groups": groups, "z_loss": plan.z_loss, "preference": compared,
+                "runs": named(f"{number}.runs", prepared),
+            }
+        )  # fmt: skip
     return {"steps": told, "state": state}, tensors
 
 
@@ -142,7 +164,7 @@ def _put_together(about: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[li
         )
         teacher, runs = of(f"{number}.teacher"), of(f"{number}.runs")
         prepared = ragged.Ragged(**told["runs"] | runs) if runs else None
-        plan = Plan(groups, Teacher(**teacher) if teacher else None)
+        plan = Plan(groups, Teacher(**teacher) if teacher else None, z_loss=told["z_loss"])
         if told["preference"]:
             config = PreferenceConfig(**told["preference"])
             plan = replace(plan, pairs=Pairs(**of(f"{number}.pairs"), config=config))
@@ -155,7 +177,8 @@ def _make(source: Source, runs: bool, pipe: Connection) -> None:
     try:
         torch.set_num_threads(1)
         corpus = Corpus(source.folders)
-        batches = loader(packer(corpus, source.config, source.state), source.config)
+        rows = packer(corpus, source.config, source.state)
+        batches = loader(rows, source.config, source.rank, source.world)
         way = _Ragged if runs else _Nothing
         for item in planned(batches, scoring(corpus, source.config), way):
             about, tensors = _taken_apart(item)

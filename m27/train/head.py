@@ -49,7 +49,7 @@ def head(
         at = group.index_m
         losses_M[at], g_MD[at] = cross_entropy(
             h_MD[at], rows.table_VD, batch.targets_M[at], weights_M[at], rows.first, rows.grad_VD,
-            spans=group.spans,
+            spans=group.spans, z_loss=plan.z_loss,
         )  # fmt: skip
     if plan.teacher is not None and base_mD is not None:
         at = plan.teacher.index_m

@@ -12,14 +12,11 @@ import itertools
 import json
 import math
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -30,6 +27,8 @@ from m27.data.mixture import Corpus, State
 from m27.model.decoder import Decoder
 from m27.train import checkpoint, feed
 from m27.train.feed import Planned
+from m27.train.flops import Flops, peak
+from m27.train.interrupt import on_signal
 from m27.train.lora import Adapters, LoraError, merged, refit
 from m27.train.merged import MergedPass
 from m27.train.meter import Meter
@@ -110,7 +109,9 @@ class Trainer:
         self.loader = feed.loader(self.packer, config)
         self.loader_state = self.packer.state() if loader_state is None else loader_state
         self.scoring = feed.scoring(corpus, config)
-        self.meter = Meter(run, self.step, quiet)
+        self.meter = Meter(run, self.step, quiet, config.log, config.name)
+        self.cost = Flops(decoder.config, full, config.rows != "frozen")
+        self.flops = 0.0  # of this call
         self.watch = Watch(run, config.name, self.step)
         self.tally = Tally(MEDIA, corpus.tasks)
         self._way: Pass | None = None
@@ -226,11 +227,12 @@ class Trainer:
         steps = self._steps()
         if self.device.type == "cuda":
             steps = self._rehearsed(steps)
+        at_most = None if self.meter.quiet else peak(self.device, self.rows.dtype)
         begun, earlier, first = time.monotonic(), self.seconds, self.tokens
         saved_at, saved_step = begun, self.step
         budget = math.inf if call_minutes is None else call_minutes * 60
         sample_at = self.seconds + self.config.sample_minutes * 60
-        with _on_signal(self._stop):
+        with on_signal(self._stop):
             while self.progress < 1 and not self._stop.is_set() and self.step != until:
                 if time.monotonic() - begun >= budget:
                     break
@@ -240,8 +242,10 @@ class Trainer:
                 if self.step % _TRIM_EVERY == 0 and self.device.type == "cpu":
                     runtime.trim_freed_memory()
                 self.seconds = earlier + time.monotonic() - begun
-                rate = self.meter.rate(self.tokens - first)
+                rate, flops = self.meter.rate(self.tokens - first, self.flops)
                 record |= {"tokens_per_second": round(rate, 1), "seconds": round(self.seconds, 2)}
+                if at_most is not None:
+                    record["mfu"] = round(flops / at_most, 4)
                 done = self.progress
                 left = None if done == 0 else self.seconds / done * (1 - done)
                 self.meter.log(record, done, left)
@@ -306,6 +310,7 @@ class Trainer:
             if losses.figures_P4 is not None:
                 self.tally.add_pairs(losses.figures_P4)
             self.tokens += host.ids_BT.numel()
+            self.flops += self.cost.of(host, plan)
         self.rows.backward()
         self.way.collect()
         scale, norm = self.optimiser.step(progress)
@@ -343,27 +348,6 @@ class Trainer:
             self.run_folder, self.step, self.trained(), self.optimiser.state(), state,
             self.config.keep,
         )  # fmt: skip
-
-
-@contextmanager
-def _on_signal(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for the end of the step; a second one has its usual effect."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def ask(number: int, _: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, usual[signal.Signals(number)])
-
-    for number in usual:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
 
 
 def prepare_machine(config: TrainConfig) -> tuple[torch.device, torch.dtype]:

@@ -32,8 +32,12 @@ def cross_entropy(
     grad_VD: Tensor,
     piece: int | None = None,
     spans: Spans | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Losses [M] in nats (unweighted, float32) and the gradient [M, D] of sum(weights * losses).
+
+    With `z_loss` the gradients, and they alone, are of sum(weights * (losses + z_loss * log(z)²)), z the
+    sum of the logits' exponentials, which so does not drift (Chowdhery et al. 2022).
 
     `table_VD` are the output rows in the dtype of `h_MD`; the gradient of those from `first` on is added
     to `grad_VD` [V - first, D] (float32), the others are frozen. With `spans` the softmax runs over the
@@ -60,6 +64,8 @@ def cross_entropy(
         p = torch.softmax(logits, dim=-1)
         hit = p.gather(1, local_M[window, None])
         losses[window] = -hit.flatten().float().clamp_min(1e-30).log()
+        if z_loss:  # d log(z)² / d logits is 2 log(z) p
+            p = p * (1 + 2 * z_loss * logits.float().logsumexp(-1, keepdim=True)).to(p.dtype)
         # d loss / d logits is p - 1 at the target; scaling h instead of p spares a pass over [m, S].
         own = rows_SD.index_select(0, local_M[window])
         p = p.to(h.dtype)

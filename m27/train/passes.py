@@ -197,7 +197,7 @@ def choose(
     if isinstance(rows, FreeRows) or path == "whole":
         if path not in ("auto", "whole") or not isinstance(rows, FreeRows) or not full:
             raise ValueError("free rows go with body=full and path=whole, and the other way round")
-        return WholePass(decoder, rows)
+        return WholePass(decoder, rows, compile)
     if full and path in ("fused", "merged"):
         raise ValueError(f"the {path} path trains adapters and rows only; set path=plain")
     fits = decoder.config.family == "llama" and not full and bits_of(decoder) is None

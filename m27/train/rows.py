@@ -118,16 +118,25 @@ class Rows:
 
 
 class FrozenRows(Rows):
-    """All rows [V, D] as they are: none is trained, so none has a gradient."""
+    """All rows [V, D] as they are: none is trained, so none has a gradient.
 
-    def __init__(self, rows_VD: Tensor, dtype: torch.dtype) -> None:
+    `inputs_VD` are the rows read in at the bottom, where a model has others there.
+    """
+
+    def __init__(self, rows_VD: Tensor, dtype: torch.dtype, inputs_VD: Tensor | None = None) -> None:
         self.table_VD = rows_VD.detach().to(dtype)
+        self.inputs_VD = self.table_VD if inputs_VD is None else inputs_VD.detach().to(dtype)
         self.first = len(rows_VD)
         self.grad_VD = torch.zeros(0, rows_VD.shape[1], device=rows_VD.device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Nothing is trained here."""
         return {}
+
+    @torch.no_grad()
+    def embed(self, ids_N: Tensor) -> Tensor:
+        """Float32 vectors [N, D] of ids [N]."""
+        return self.inputs_VD.index_select(0, ids_N).float()
 
     def refresh(self) -> None:
         """Nothing changes."""

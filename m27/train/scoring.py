@@ -53,11 +53,13 @@ class Plan:
     """How the targets of one micro-batch are scored; each target is in one group or the teacher's.
 
     With `pairs` answers are compared: the teacher is asked about all targets, and all are in groups too.
+    `z_loss` is the weight of log(z)² in the loss of the groups' targets, see `cross_entropy`.
     """
 
     groups: tuple[Group, ...]
     teacher: Teacher | None = None
     pairs: Pairs | None = None
+    z_loss: float = 0.0
 
     def weight(self, batch: Batch) -> float:
         """What a step's gradient is divided by: the batch's share of it."""
@@ -75,15 +77,16 @@ class Plan:
                 if name not in ("documents_1n", "branches_1n") and tensor is not None
             }
             teacher = replace(teacher, **moved)
-        return Plan(groups, teacher, None if self.pairs is None else self.pairs.to(device))
+        pairs = None if self.pairs is None else self.pairs.to(device)
+        return replace(self, groups=groups, teacher=teacher, pairs=pairs)
 
 
 class Scoring:
     """Makes the plan of each batch of a corpus with this `vocabulary` (its meta) and these `tasks`.
 
     `full_share` in 0..1 of the targets, and every target of `full_tasks`, are scored over all ids;
-    `kl_tasks` gives by task how much of its targets' loss is the divergence from the base, 0..1.
-    Raises ValueError for a share outside that.
+    `kl_tasks` gives by task how much of its targets' loss is the divergence from the base, 0..1. `z_loss`
+    goes into each plan. Raises ValueError for a share outside that.
     """
 
     def __init__(
@@ -93,7 +96,9 @@ class Scoring:
         full_share: float = 1.0,
         full_tasks: Sequence[str] = (),
         kl_tasks: Mapping[str, float] | None = None,
+        z_loss: float = 0.0,
     ) -> None:
+        self.z_loss = z_loss
         shares = {
             "full_share": full_share,
             **{f"kl_tasks.{k}": v for k, v in (kl_tasks or {}).items()},
@@ -120,8 +125,9 @@ class Scoring:
         left_M = torch.ones_like(batch.targets_M, dtype=torch.bool)
         if teacher is not None:
             left_M[teacher.index_m] = False
-        # A target's place and id make a draw that a resumed run repeats.
-        mixed = batch.places_M * 2654435761 + batch.targets_M * 40503
+        # A target's place in its row and its id make a draw that a resumed run repeats, however many rows
+        # are gone through at a time.
+        mixed = batch.places_M % batch.ids_BT.shape[1] * 2654435761 + batch.targets_M * 40503
         full_M = (mixed % (1 << 32)) < self.full_share * (1 << 32)
         full_M |= self._full[batch.tasks_M]
         image_M = batch.media_M == MEDIA.index("image")
@@ -133,7 +139,8 @@ class Scoring:
             (~full_M & ~image_M & ~audio_M, self._words),
         ]
         groups = [Group((mask & left_M).nonzero().flatten(), spans) for mask, spans in kinds]
-        return Plan(tuple(group for group in groups if len(group.index_m)), teacher)
+        held = tuple(group for group in groups if len(group.index_m))
+        return Plan(held, teacher, z_loss=self.z_loss)
 
     def _teacher(self, batch: Batch, share_M: Tensor) -> Teacher | None:
         ids_N, documents_N = batch.ids_BT.flatten(), batch.documents_BT.flatten()

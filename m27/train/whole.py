@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from m27.data.loader import Batch
 from m27.model.decoder import Decoder
+from m27.model.layers import MLP
 from m27.train.head import Losses
+from m27.train.kernels import can_compile
 from m27.train.objective import cross_entropy
 from m27.train.rows import FreeRows
 from m27.train.scoring import Group, Plan
@@ -38,25 +40,27 @@ class Head(torch.autograd.Function):
         targets_M: Tensor,
         weights_M: Tensor,
         groups: Sequence[Group],
+        z_loss: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """The sum, a scalar, and the losses [M], which have no gradient."""
+        """The sum, a scalar, and the losses [M], which have no gradient; for `z_loss` see `cross_entropy`."""
         losses_M, g_MD = torch.empty_like(weights_M), torch.empty_like(h_MD)
         grad_VD = torch.zeros(table_VD.shape, dtype=torch.float32, device=table_VD.device)
         for group in groups:
             at = group.index_m
             losses_M[at], g_MD[at] = cross_entropy(
-                h_MD[at], table_VD, targets_M[at], weights_M[at], 0, grad_VD, spans=group.spans
-            )
+                h_MD[at], table_VD, targets_M[at], weights_M[at], 0, grad_VD, spans=group.spans,
+                z_loss=z_loss,
+            )  # fmt: skip
         ctx.save_for_backward(g_MD, grad_VD)
         ctx.dtype = table_VD.dtype
         ctx.mark_non_differentiable(losses_M)
         return (losses_M * weights_M).sum(), losses_M
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         """The kept gradients, times that of the sum."""
         g_MD, grad_VD = ctx.saved_tensors
-        return g_MD * grads[0], (grad_VD * grads[0]).to(ctx.dtype), None, None, None
+        return g_MD * grads[0], (grad_VD * grads[0]).to(ctx.dtype), None, None, None, None
 
 
 class Whole(nn.Module):
@@ -67,7 +71,7 @@ class Whole(nn.Module):
         self.decoder, self.dtype = decoder, dtype
 
     def forward(
-        self, batch: Batch, groups: Sequence[Group], weights_M: Tensor, routing: list[Tensor] | None
+        self, batch: Batch, plan: Plan, weights_M: Tensor, routing: list[Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """The weighted sum of the losses, and the losses [M] in nats; `routing` gathers router logits."""
         decoder = self.decoder
@@ -76,7 +80,9 @@ class Whole(nn.Module):
             h_BTD = decoder.hidden(x_BTD, batch.positions_BT, batch.documents_BT, routing=routing)
         h_MD = h_BTD.flatten(0, 1).index_select(0, batch.places_M).to(self.dtype)
         table_VD = decoder.output_weight.to(self.dtype)
-        loss, losses_M = Head.apply(h_MD, table_VD, batch.targets_M, weights_M, groups)
+        loss, losses_M = Head.apply(
+            h_MD, table_VD, batch.targets_M, weights_M, plan.groups, plan.z_loss
+        )
         return loss, losses_M
 
     def _narrow(self) -> AbstractContextManager[object]:
@@ -86,11 +92,27 @@ class Whole(nn.Module):
         return torch.autocast(device, self.dtype)
 
 
+def compile_blocks(decoder: Decoder) -> None:
+    """Have the compiler make each block one: on a GPU all of it, on a CPU its norms and its MLP, since there
+    attention goes document by document, and no two rows are alike."""
+    for block in decoder.model.layers:
+        if decoder.output_weight.device.type == "cuda":
+            block.compile()
+            continue
+        parts = [block.input_layernorm, block.post_attention_layernorm]
+        if isinstance(block.mlp, MLP):
+            parts.append(block.mlp)
+        for part in parts:
+            part.compile()
+
+
 class WholePass:
     """`Whole`, forward and backward; gradients gather where autograd leaves them."""
 
-    def __init__(self, decoder: Decoder, rows: FreeRows) -> None:
+    def __init__(self, decoder: Decoder, rows: FreeRows, compile: bool = False) -> None:
         self.whole = Whole(decoder, rows.dtype)
+        if compile and can_compile():
+            compile_blocks(decoder)
 
     def prepare(self, batch: Batch) -> None:
         """Nothing is planned ahead."""
@@ -105,6 +127,6 @@ class WholePass:
         """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
         if batch.branches_BT is not None:
             raise ValueError("documents with branches need path=fused or path=merged, whose attention knows them")
-        loss, losses_M = self.whole(batch, plan.groups, batch.weights_M / total_weight, None)
+        loss, losses_M = self.whole(batch, plan, batch.weights_M / total_weight, None)
         loss.backward()
         return Losses(losses_M.detach())

@@ -1,3 +1,6 @@
+"""objective.py against torch.nn.functional over the full logits."""
+
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -43,6 +46,24 @@ def test_scored_among_spans_equals_cross_entropy_over_their_columns():
     torch.testing.assert_close(g, h.grad)
     torch.testing.assert_close(grad - 1, table.grad[first:])
     assert (grad[10:] == 1).all()  # ids outside the spans learn nothing
+
+
+@pytest.mark.parametrize("spans", [None, ((20, 22), (27, 40))])
+def test_z_loss_is_in_the_gradients_and_not_in_the_losses(spans):
+    h = torch.randn(23, 8, requires_grad=True)
+    table = torch.randn(50, 8, requires_grad=True)
+    columns = torch.tensor([i for begin, end in spans or ((0, 50),) for i in range(begin, end)])
+    place, weights, first = torch.randint(0, len(columns), (23,)), torch.rand(23), 30
+    grad = torch.zeros(20, 8)
+    losses, g = cross_entropy(
+        h.detach(), table.detach(), columns[place], weights, first, grad, piece=5, spans=spans, z_loss=0.3
+    )
+    logits = (h @ table.T)[:, columns]
+    plain = F.cross_entropy(logits, place, reduction="none")
+    ((plain + 0.3 * logits.logsumexp(1) ** 2) * weights).sum().backward()
+    torch.testing.assert_close(losses, plain)
+    torch.testing.assert_close(g, h.grad)
+    torch.testing.assert_close(grad, table.grad[first:])
 
 
 def test_divergence_from_the_base_equals_autograd():

@@ -1,6 +1,7 @@
 """whole.py and the rows that are not maps: every weight trained as a plain language model's, or no row at all."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -52,6 +53,71 @@ def test_loss_and_every_gradient_equal_those_of_full_logits(shards, tmp_path, ch
     torch.testing.assert_close(losses, expected.detach(), rtol=1e-5, atol=1e-5)
     for name, p in model.named_parameters():
         torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_z_loss_reaches_every_pass(shards, tmp_path):
+    """Its gradients equal those of full logits in the whole pass, and the others agree with one another."""
+    trainer = fixtures.trainer(tmp_path / "whole", shards, free(z_loss=0.05))
+    batch, plan = batch_of(trainer)
+    model = fixtures.decoder(fixtures.AUDIO[1]).requires_grad_(True)
+    WholePass(model, FreeRows(model, torch.float32)).run(batch, plan, 7.0)
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    logits = model(batch.ids_BT, batch.positions_BT, batch.documents_BT).flatten(0, 1)[batch.places_M]
+    losses = F.cross_entropy(logits, batch.targets_M, reduction="none") + 0.05 * logits.logsumexp(1) ** 2
+    (losses * batch.weights_M / 7.0).sum().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-5)
+    grads = {}
+    for path in ("fused", "plain", "merged"):
+        for z_loss in (0.0, 0.05):
+            config = fixtures.config(path=path, z_loss=z_loss)
+            other = fixtures.trainer(tmp_path / f"{path}{z_loss}", shards, config)
+            batch, plan = batch_of(other)
+            other.way.refresh()
+            other.way.run(batch, plan, 7.0)
+            grads[path, z_loss] = other.rows.grad_VD.clone()
+    for path in ("fused", "plain", "merged"):
+        assert (grads[path, 0.05] - grads["fused", 0.05]).norm() < 1e-4 * grads["fused", 0.05].norm()
+        assert (grads[path, 0.05] - grads[path, 0.0]).norm() > 0.05 * grads[path, 0.0].norm()
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(shards, tmp_path):
+    found = {}
+    for compiled in (False, True):
+        trainer = fixtures.trainer(tmp_path / str(compiled), shards, free(compile=compiled))
+        batch, plan = batch_of(trainer)
+        for parameter in trainer.parameters.values():
+            parameter.requires_grad_(True)
+        losses = trainer.way.run(batch, plan, 7.0).targets_M
+        layer = trainer.decoder.model.layers[0]
+        assert (layer.mlp._compiled_call_impl is not None) == compiled
+        found[compiled] = {"losses": losses} | {n: p.grad for n, p in trainer.parameters.items()}
+    assert found[True].keys() == found[False].keys()
+    for name, tensor in found[True].items():
+        torch.testing.assert_close(tensor, found[False][name], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_products_leave_masters_in_float32_and_learn_alike(shards, tmp_path):
+    wide = fixtures.trainer(tmp_path / "wide", shards, free(steps=6))
+    narrow = fixtures.trainer(tmp_path / "narrow", shards, free(steps=6))
+    narrow.rows = FreeRows(narrow.decoder, torch.bfloat16)
+    kept = [trainer.run() for trainer in (wide, narrow)]
+    assert all(p.dtype == torch.float32 for p in narrow.parameters.values())
+    state = narrow.optimiser.state()
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("wide", "narrow")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert losses[1] != losses[0]
+    name = "model.layers.0.mlp.down_proj.weight"
+    moved = [result.trained[name] - fixtures.decoder(fixtures.AUDIO[1]).state_dict()[name] for result in kept]
+    # A step of the masters below bfloat16's spacing is kept: nothing has been rounded to it.
+    assert not torch.equal(kept[1].trained[name], kept[1].trained[name].bfloat16().float())
+    assert float(F.cosine_similarity(moved[0].flatten(), moved[1].flatten(), dim=0)) > 0.8
 
 
 def test_a_free_run_learns_and_resumes_bit_for_bit(shards, tmp_path):
