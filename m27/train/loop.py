@@ -34,7 +34,7 @@ from m27.train.merged import MergedPass
 from m27.train.meter import Meter
 from m27.train.objective import Tally
 from m27.train.optim import Optimiser
-from m27.train.parallel import Parallel
+from m27.train.parallel import Parallel, own_device, own_threads
 from m27.train.passes import Pass, choose
 from m27.train.qlora import BaseError, bits_of, hold
 from m27.train.rows import FreeRows, FrozenRows, Rows
@@ -343,14 +343,16 @@ class Trainer:
             **({"preference": {name: round(value, 4) for name, value in pairs.items()}} if pairs else {}),
         }  # fmt: skip
 
-    def trained(self) -> dict[str, Tensor]:
-        """A copy of the trained part, float32, under the names of the shipped checkpoint.
-
-        Of several ranks all must ask; where weights are cut, the leading one alone is answered.
+    def trained(self, average: bool = False) -> dict[str, Tensor]:
+        """A copy of the trained part (or of its average, where one is kept), float32, under the names of the
+        shipped checkpoint. All of several ranks must ask; where weights are cut, the leading one is answered.
         """
+        held: Mapping[str, Tensor] = self.parameters
+        if average and self.optimiser.average is not None:
+            held = {**held, **self.optimiser.average.tensors}
         out = {}
-        for name, parameter in self.parameters.items():
-            whole = self.parallel.gather(name, parameter.detach())
+        for name, part in held.items():
+            whole = self.parallel.gather(name, part.detach())
             if self.parallel.leads or not self.parallel.cuts:
                 out[name] = whole.cpu().clone()
         return out
@@ -385,6 +387,6 @@ def prepare_machine(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
     # Idle threads must sleep: where cores are shared, spinning ones take time from the working ones.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     runtime.keep_freed_memory()
-    runtime.set_threads(config.threads)
-    device = runtime.device(config.device)
+    runtime.set_threads(own_threads(config.threads))
+    device = own_device(runtime.device(config.device))
     return device, runtime.dtype(config.dtype, device)

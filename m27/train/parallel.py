@@ -31,20 +31,30 @@ if TYPE_CHECKING:
     from m27.train.sharding import Sharding
 
 
-def join(device: torch.device, timeout: float = 30.0) -> torch.device:
-    """Meet the other ranks that `torchrun` started, if any; the device of this rank comes back.
-
-    On CUDA it is the one that the rank's number on its machine names. A rank that is silent for `timeout`
-    minutes ends the others.
-    """
-    _, world = runtime.ranks()
-    if world > 1 and device.type == "cuda":
+def own_device(device: torch.device) -> torch.device:
+    """The device of this rank, where `device` is that of all: on CUDA the one of its number on its machine."""
+    if runtime.ranks()[1] > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    if world > 1 and not dist.is_initialized():
+    return device
+
+
+def own_threads(threads: int) -> int:
+    """How many threads this rank computes with, where `threads` are asked for; 0: its part of the cores."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return threads or (max(1, len(os.sched_getaffinity(0)) // local) if local > 1 else 0)
+
+
+def join(device: torch.device, timeout: float = 30.0) -> None:
+    """Meet the other ranks that `torchrun` started. One that is silent for `timeout` minutes ends the others."""
+    if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
-    return device
+
+
+def met() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_initialized()
 
 
 def leave() -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from m27.train import seal
 
+
 @dataclass(frozen=True)
 class Place:
     """Where this rank's part of a tensor lies in the whole; `copies` ranks hold it, and one `writes` it."""
