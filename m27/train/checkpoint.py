@@ -26,6 +26,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from m27.model import checkpoint as weights
+from m27.model.config import Config
 from m27.model.packed import CheckpointError, read_trained
 from m27.train import seal
 from m27.train.seal import steps
@@ -164,6 +166,21 @@ def reference(run: Path, digest: str) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ResumeError(f"{path}: {error}") from None
     raise ResumeError(f"{path}: not what the run began with")
+
+
+def export(run: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Write the newest snapshot of a run that trains every weight to `out` as a stock checkpoint; its step.
+
+    Whatever the number of ranks that wrote it. Raises ResumeError for a run without one, or of other rows.
+    """
+    found = latest(run)
+    if found is None:
+        raise ResumeError(f"{run}: no snapshot")
+    if "model" not in found.state or found.state["config"]["rows"] != "free":
+        raise ResumeError(f"{run}: not a run with rows=free, whose snapshots hold a whole model")
+    decoder = weights.assemble(Config(**found.state["model"]), found.trained, where=str(run))
+    weights.save(decoder, out, dtype)
+    return found.step
 
 
 @dataclass(frozen=True)

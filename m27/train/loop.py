@@ -368,6 +368,7 @@ class Trainer:
         state = {
             "tokens": self.tokens, "seconds": self.seconds, "loader": self.loader_state,
             "corpus": self.corpus.fingerprint, "packing": self.packing, "reference": self._reference,
+            "model": asdict(self.decoder.config),
             "config": json.loads(json.dumps(asdict(self.config))),
         }  # fmt: skip
         if self.writer is None:

@@ -5,12 +5,14 @@ does several jobs one after the other, since to start it takes longer than most 
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ import torch
 from safetensors.torch import save_file
 
 from m27.data.mixture import Corpus
+from m27.model.config import SIZES
+from m27.model.moe import Experts
 from m27.train import parallel
+from m27.train.expert_parallel import SpreadExperts
 from m27.train.loop import Trainer
 from m27.train.rows import FreeRows
 from m27.train.settings import ParallelConfig, TrainConfig
@@ -52,12 +57,13 @@ def trainer(run: Path, settings: TrainConfig, shape: dict[str, Any]) -> Trainer:
 def train(run: Path, shape: dict[str, Any] | None = None, **changes: Any) -> None:
     """Train as `changes` say; the leading rank writes what came out beside the run.
 
-    `mute` lists ranks whose rows have no target; rank 1 dies before step `kill` of the first try.
+    `only` is what the second of two ranks has in its rows, "words" or no target at all ("nothing"); rank 1
+    dies before step `kill` of the first try.
     """
-    until, kill, mute = changes.pop("until", None), changes.pop("kill", None), changes.pop("mute", ())
+    until, kill, only = changes.pop("until", None), changes.pop("kill", None), changes.pop("only", "")
     made = trainer(run, config(**changes), shape or {})
-    if mute:
-        silence(made, mute)
+    if only:
+        restrict(made, only)
     if kill is not None and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
         step = made._train_step
 
@@ -72,24 +78,57 @@ def train(run: Path, shape: dict[str, Any] | None = None, **changes: Any) -> Non
         save_file(result.trained, run.with_suffix(".safetensors"))
 
 
-def silence(made: Trainer, ranks: list[int]) -> None:
-    """Take the targets off the rows that these of two ranks would have, whoever has them."""
-    collate, each, seen = made.loader.collate, STEP // 2, iter(range(1 << 30))
-    first = made.parallel.rank * each if made.parallel.world > 1 else 0
-    own = each if made.parallel.world > 1 else STEP
+def restrict(made: Trainer, only: str) -> None:
+    """Leave in the rows that the second of two ranks would have, whoever has them, only this."""
+    collate, each, seen = made.loader.collate, STEP // 2, itertools.count()
+    alone = made.parallel.world == 1
 
     def without(rows: Any) -> Any:
         batch = collate(rows)
-        if (first + next(seen) % own) // each not in ranks:
+        if (next(seen) % STEP < each) if alone else made.parallel.leads:
             return batch
-        none = {n: t[:0] for n, t in vars(batch).items() if n.endswith("_M")}
+        if only == "words":
+            ids, targets = batch.ids_BT % fixtures.TEXT, batch.targets_M % fixtures.TEXT
+            media = torch.zeros_like(batch.media_M)
+            return dataclasses.replace(batch, ids_BT=ids, targets_M=targets, media_M=media)
+        none = {name: t[:0] for name, t in vars(batch).items() if name.endswith("_M")}
         return dataclasses.replace(batch, **none)
 
     made.loader.collate = without  # type: ignore[method-assign]
 
 
-def start(world: int, folder: Path, jobs: dict[str, dict[str, Any]], seconds: float = 300) -> None:
-    """Run the jobs, by name of their run, in `world` ranks; AssertionError where one fails or hangs."""
+def experts(run: Path) -> None:
+    """Experts on two ranks against all of them on one; the second rank has no token, then no token for its own."""
+    parallel.join(torch.device("cpu"), 3.0)
+    group = torch.distributed.group.WORLD
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    whole = Experts(dataclasses.replace(SIZES["tiny"], **MOE))
+    for parameter in whole.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x_MD, weights_Mk = torch.randn(10, SIZES["tiny"].dim), torch.rand(10, 2)
+    mixed_Mk = torch.stack([torch.randperm(4)[:2] for _ in range(10)])
+    own = [slice(0, 10), slice(10, 10)][rank]
+    for chosen_Mk in (mixed_Mk, torch.tensor([[0, 1]]).expand(10, 2)):
+        spread = SpreadExperts(whole, group)
+        whole.zero_grad()
+        x_all, x_own = x_MD.clone().requires_grad_(), x_MD[own].clone().requires_grad_()
+        expected = whole(x_all, chosen_Mk, weights_Mk)
+        expected.square().sum().backward()
+        found = spread(x_own, chosen_Mk[own], weights_Mk[own])
+        found.square().sum().backward()
+        torch.testing.assert_close(found, expected[own])
+        torch.testing.assert_close(x_own.grad, x_all.grad[own])
+        for name, part in spread.named_parameters():
+            gradient = dict(whole.named_parameters())[name].grad.chunk(2)[rank]
+            torch.testing.assert_close(part.grad, gradient)
+
+
+Jobs = Sequence[tuple[str, dict[str, Any]]]  # the run's name, and arguments of `train`
+
+
+def start(world: int, folder: Path, jobs: Jobs, seconds: float = 300) -> None:
+    """Do the jobs, each in the folder of its name, in `world` ranks; AssertionError where one fails or hangs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,6 +151,6 @@ def start(world: int, folder: Path, jobs: dict[str, dict[str, Any]], seconds: fl
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name, job in json.loads(sys.argv[2]).items():
-        train(Path(sys.argv[1]) / name, **job)
+    for name, job in json.loads(sys.argv[2]):
+        {"train": train, "experts": experts}[job.pop("do", "train")](Path(sys.argv[1]) / name, **job)
     parallel.leave()
