@@ -7,7 +7,7 @@ once. A fault of the caller's is one line on standard error and exit status 2.
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 
 import typer
 
@@ -61,9 +61,8 @@ def _train(arguments: Sequence[str] | None, rank: int) -> None:
     from m27.train import parallel
 
     try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            with redirect_stdout(nowhere) if rank else nullcontext():
-                _run(arguments, speaks=lambda: rank == 0 or parallel.met())
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere if rank else sys.stdout):
+            _run(arguments, speaks=lambda: rank == 0 or parallel.met())
     finally:
         parallel.leave()
 
