@@ -95,7 +95,9 @@ def go(
     write_json(run / "config.json", held)
     result = trainer.run(until, minutes)
     if result.finished:
-        print(write(job, trainer, result.trained, out or run / "model"))
+        trained = trainer.trained(average=True) if job.write == "average" else result.trained
+        if trainer.parallel.leads:
+            print(write(job, trainer, trained, out or run / "model"))
     return result
 
 
@@ -109,16 +111,12 @@ def expected(job: Job) -> str:
 
 def write(job: Job, trainer: Trainer, trained: Mapping[str, Tensor], out: Path) -> str:
     """Write the trained model or adapter to `out`; a line that says what it is."""
-    if job.write == "average" and trainer.optimiser.average is not None:
-        trained = {**trained, **trainer.optimiser.average.tensors}
     if job.body != "full":
         factors = {name: tensor for name, tensor in trained.items() if ".lora_" in name}
         write_adapter(out, factors, job.lora, job.begin)
         return f"{out}: adapter of rank {job.lora.rank} on {job.begin}"
-    decoder = trainer.decoder
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.copy_(trained[name])
+    # From the tensors and not the trainer's decoder, of which a rank may hold a part.
+    decoder = checkpoint.assemble(trainer.decoder.config, trained)
     checkpoint.save(decoder, out, dtype=torch.bfloat16)
     held = f"{out}: stock checkpoint, {decoder.config.family}, bfloat16"
     source = Path(job.tokenizer or job.begin or default_model())

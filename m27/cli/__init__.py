@@ -6,7 +6,8 @@ once. A fault of the caller's is one line on standard error and exit status 2.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 
 import typer
 
@@ -35,11 +36,15 @@ app.add_typer(data.app, name="data")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command (of `arguments`, else of the process) and leave with its exit status.
 
-    Under `torchrun` the first process runs it; the others are there for the model that it loads.
+    Under `torchrun` every process trains; any other command is run by the first one, and the others are
+    there for the model that it loads.
     """
     rank, world = console.processes()
     if world == 1:
         _run(arguments)
+        return
+    if "train" in (arguments if arguments is not None else sys.argv[1:])[:1]:
+        _train(arguments, rank)
         return
     from m27.infer import tensor_parallel
 
@@ -51,7 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tensor_parallel.release()
 
 
-def _run(arguments: Sequence[str] | None) -> None:
+def _train(arguments: Sequence[str] | None, rank: int) -> None:
+    """One of several ranks that train. What is wrong before they have met is wrong for all: one says it."""
+    from m27.train import parallel
+
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere if rank else sys.stdout):
+            _run(arguments, speaks=lambda: rank == 0 or parallel.met())
+    finally:
+        parallel.leave()
+
+
+def _run(arguments: Sequence[str] | None, speaks: Callable[[], bool] = lambda: True) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="m27")
     except BrokenPipeError:
@@ -62,6 +78,6 @@ def _run(arguments: Sequence[str] | None) -> None:
         line = console.describe(error)
         if line is None:
             raise
-        if not getattr(error, "told", False):  # by another process of the same command
+        if speaks() and not getattr(error, "told", False):  # by another process of the same command
             print(f"m27: {line}", file=sys.stderr)
         sys.exit(2)

@@ -10,7 +10,8 @@ a document.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,13 @@ def _shared(conversations: Sequence[Flat]) -> int:
 def holds_pairs(task: str) -> bool:
     """Whether the documents of a task are pairs of a chosen and a rejected answer: by its name's beginning."""
     return task.startswith(PAIRS)
+
+
+def task_of(document: Mapping[str, Any]) -> str:
+    """A document's task as a shard has it: a pair that is marked as one and named otherwise is renamed, so
+    that nobody learns both of its answers."""
+    task = str(document["task"])
+    return f"{PAIRS}_{task}" if document.get("preference") and not holds_pairs(task) else task
 
 
 def see_pair(

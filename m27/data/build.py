@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from m27.codec.media import MediaError
-from m27.data.branches import holds_pairs, join, see_pair
+from m27.data.branches import holds_pairs, join, see_pair, task_of
 from m27.data.progress import Progress
 from m27.language.codecs import AudioCodec, ImageCodec
 from m27.language.processor import Processor
@@ -87,7 +87,7 @@ def build(
             if len(ids) > max_tokens or not loss[1:].any():
                 counts["long" if len(ids) > max_tokens else "empty"] += 1
                 continue
-            task = str(document["task"])
+            task = task_of(document)
             tasks.append(names.setdefault(task, len(names)))
             token_file.write(ids.tobytes())
             loss_file.write(loss.tobytes())
@@ -180,7 +180,7 @@ def _encode_some(
             joined = join(
                 [(np.asarray(e.ids, np.uint32), np.asarray(e.loss, np.uint8)) for e in encoded]
             )
-            if holds_pairs(str(document["task"])):
+            if holds_pairs(task_of(document)):
                 see_pair(*joined)
             outcome: Outcome = joined
         except (MessageError, MediaError, ValueError) as error:

@@ -19,7 +19,7 @@ from m27.data import importers
 from m27.data.branches import join
 from m27.data.importers import Imported
 from m27.data.importers.base import CheckError as CheckError
-from m27.data.importers.base import Record
+from m27.data.importers.base import Record, plain
 from m27.data.progress import Progress
 from m27.data.sources.base import Document
 from m27.language.template import MessageError
@@ -39,7 +39,7 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}" if self.line else f"{self.file}: {self.reason}"
+        return plain(f"{self.file}:{self.line}: " if self.line else f"{self.file}: ") + self.reason
 
 
 @dataclass
@@ -83,7 +83,8 @@ class Usable:
             if number in self._bad:
                 continue
             if record.reason:
-                raise CheckError(f"{importers.place(record)}: {record.reason}, which it was not before")
+                where = f"{importers.place(record)}: {record.reason}"
+                raise CheckError(f"{plain(where)}, which it was not before")
             yield from record.documents
 
 
@@ -149,7 +150,7 @@ def _examine(
                     raise MessageError(record.reason)
                 longest = _fits(record, open_media, processor, max_tokens)
             except (MessageError, media.MediaError) as error:
-                report.problems.append(Problem(record.file, record.line, str(error)))
+                report.problems.append(Problem(record.file, record.line, plain(str(error))))
                 bad.add(number)
                 continue
             report.longest = max(report.longest, longest)
@@ -226,7 +227,8 @@ def _tokens(document: Mapping[str, Any], processor: Processor, samples: Mapping[
 def _as_codes(
     part: Mapping[str, Any], processor: Processor, samples: Mapping[Any, int]
 ) -> Mapping[str, Any]:
-    """A part whose medium is spelled by codes of the right number; which ones does not matter here."""
+    """A part whose medium is spelled by codes of the right number: any, but others for another medium, so
+    that branches part where they do."""
     from m27.language.processor import DEFAULT_SIZE, STRIDE
 
     key = _key(part)
@@ -236,10 +238,12 @@ def _as_codes(
     if part["type"] == "image":
         if processor.image_codec is None:
             raise MessageError("holds a picture, and the model has no image codec")
-        codes: Any = np.zeros([side // STRIDE for side in part.get("size", DEFAULT_SIZE)], np.int64)
+        shape = [side // STRIDE for side in part.get("size", DEFAULT_SIZE)]
+        most = processor.vocabulary.image_size
     else:
         hop = getattr(processor.audio_codec, "hop", None)
         if hop is None:
             raise MessageError("holds a sound, and the model has no audio codec")
-        codes = np.zeros(-(-samples[key] // hop), np.int64)
-    return {**rest, "codes": codes}
+        shape = [-(-samples[key] // hop)]
+        most = processor.vocabulary.audio_size
+    return {**rest, "codes": np.full(shape, list(samples).index(key) % most, np.int64)}

@@ -25,6 +25,10 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(e, 2 * f, d))
         self.down_proj = nn.Parameter(torch.empty(e, d, f))
 
+    def forward(self, x_MD: Tensor, chosen_Mk: Tensor, weights_Mk: Tensor) -> Tensor:
+        """The weighted sum of what the chosen experts make of `x` [M, D]; [M, D]."""
+        return self.grouped(x_MD, chosen_Mk, weights_Mk)
+
     def one(self, expert: int, x_MD: Tensor) -> Tensor:
         """What one expert makes of `x` [M, D]; [M, D]."""
         gate, up = F.linear(x_MD, self.gate_up_proj[expert]).chunk(2, dim=-1)
@@ -83,7 +87,7 @@ class MoE(nn.Module):
         """[B, T, D] to [B, T, D], and the router logits [B*T, E] for the balancing loss."""
         x_MD = x_BTD.flatten(0, 1)
         logits_ME, chosen_Mk, weights_Mk = self.route(x_MD)
-        return self.experts.grouped(x_MD, chosen_Mk, weights_Mk).view_as(x_BTD), logits_ME
+        return self.experts(x_MD, chosen_Mk, weights_Mk).view_as(x_BTD), logits_ME
 
 
 def balancing_loss(routing: list[Tensor], top_k: int, keep_M: Tensor | None = None) -> Tensor:

@@ -7,36 +7,55 @@
     runs/NAME/reference.safetensors              what the run began with, where answers are measured against it
 
 Safetensors and JSON only. A folder appears whole or not at all; the two newest are kept. One that was damaged
-since, so that its files and their digests disagree, is passed over for the one before it.
+since, so that its files and their digests disagree, is passed over for the one before it. Several ranks write
+their parts instead (`m27.train.sharded_checkpoint`); both are read here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from m27.model import checkpoint as weights
+from m27.model.config import Config
 from m27.model.packed import CheckpointError, read_trained
+from m27.train import seal
+from m27.train.seal import steps
+from m27.train.sharded_checkpoint import PartsError, Place, Reader
 
-_NAME = re.compile(r"step-(\d{6,})")
 _FILES = ("trained.safetensors", "optimiser.safetensors")
 _REFERENCE = "reference.safetensors"
 
 
 class ResumeError(ValueError):
     """A checkpoint that cannot be gone on from; the message names the file and the reason."""
+
+
+class Ranks(Protocol):
+    """Ranks that read a snapshot together (`m27.train.parallel`)."""
+
+    rank: int
+    world: int
+
+    @property
+    def leads(self) -> bool:
+        """Whether this one speaks."""
+
+    def place(self, name: str, shape: Sequence[int]) -> Place:
+        """Which part of a tensor is wanted here."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
 
 
 @dataclass
@@ -58,107 +77,72 @@ def save(
     keep: int = 2,
 ) -> Path:
     """Write a snapshot of `step` under the folder `run`, and remove all but the `keep` newest."""
-    final = run / f"step-{step:06d}"
-    partial = run / f".{final.name}.{os.getpid()}"
-    if run.is_dir():
-        for left in run.glob(".step-*"):  # by processes that were killed
-            shutil.rmtree(left, ignore_errors=True)
+    seal.sweep(run)
+    partial = run / f".step-{step:06d}.{os.getpid()}"
     partial.mkdir(parents=True)
     save_file(_plain(trained), partial / _FILES[0], metadata={"format": "pt"})
     rng = {"rng": torch.get_rng_state()}
     save_file(_plain({**optimiser, **rng}), partial / _FILES[1])
-    digests = {name: _digest(partial / name) for name in _FILES}
-    whole = {"step": step, **state, "files": digests}
-    sealed = {**whole, "seal": _seal(whole)}
-    _write(partial / "state.json", json.dumps(sealed).encode())
-    for path in (*(partial / name for name in _FILES), partial):
-        _settle(path)
-    _remove(final)
-    os.replace(partial, final)
-    _settle(run)
-    # Also those of later steps: they were damaged, or the run would have gone on from them.
-    have = steps(run)
-    kept = [folder for number, folder in have if number <= step][-max(keep, 1) :]
-    for _, folder in have:
-        if folder not in kept:
-            _remove(folder)
+    for name in _FILES:
+        seal.settle(partial / name)
+    digests = {name: seal.digest(partial / name) for name in _FILES}
+    seal.write_state(partial, {"step": step, **state}, digests)
+    final = run / f"step-{step:06d}"
+    seal.put_in_place(partial, final, step, keep)
     return final
 
 
-def _remove(folder: Path) -> None:
-    """Remove a snapshot, which from the first moment on is none any more."""
-    if folder.is_dir():
-        gone = folder.with_name(f".{folder.name}.gone")
-        os.replace(folder, gone)
-        shutil.rmtree(gone, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _settle(path: Path) -> None:
-    """Have what was written to a file or folder on the disk before what follows."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _seal(state: Mapping[str, Any]) -> str:
-    """What a state is known by: the digest of its JSON."""
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def steps(run: Path) -> list[tuple[int, Path]]:
-    """The (step, folder) of each whole snapshot under `run`, oldest first."""
-    if not run.is_dir():
-        return []
-    found = [(match, path) for path in run.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in found)
-
-
-def latest(run: Path) -> Snapshot | None:
+def latest(run: Path, ranks: Ranks | None = None) -> Snapshot | None:
     """The newest whole snapshot under `run`, or None where there is none at all.
 
-    Damaged ones are passed over with a line on standard error. Raises ResumeError where all are.
+    It may have been written by any number of ranks; `ranks` say which parts of its tensors are wanted here
+    (None: all of it), and pass over alike. Damaged ones are passed over with a line on standard error.
+    Raises ResumeError where all are.
     """
     fault: ResumeError | None = None
     for step, folder in reversed(steps(run)):
-        try:
-            found = _read(step, folder)
-        except ResumeError as error:
-            print(f"{error}; passed over", file=sys.stderr)
-            fault = error
-        else:
+        found, error = _tried(step, folder, ranks)
+        if ranks is not None and ranks.any(error is not None):
+            error = error or ResumeError(f"{folder}: another rank cannot read it")
+        if found is not None and error is None:
             return found
+        if ranks is None or ranks.leads:
+            print(f"{error}; passed over", file=sys.stderr)
+        fault = error
     if fault is not None:
         raise fault
     return None
 
 
-def _read(step: int, folder: Path) -> Snapshot:
+def _tried(step: int, folder: Path, ranks: Ranks | None) -> tuple[Snapshot | None, ResumeError | None]:
+    try:
+        return _read(step, folder, ranks), None
+    except ResumeError as error:
+        return None, error
+
+
+def _read(step: int, folder: Path, ranks: Ranks | None) -> Snapshot:
+    rank, world = (0, 1) if ranks is None else (ranks.rank, ranks.world)
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if state.pop("seal", None) not in (None, _seal(state)):
+        if state.pop("seal", None) not in (None, seal.seal(state)):
             raise ResumeError(f"{folder}: state.json is not what was written")
-        for name, digest in state.get("files", {}).items():
-            if _digest(folder / name) != digest:
+        for number, (name, digest) in enumerate(state.get("files", {}).items()):
+            if number % world == rank and seal.digest(folder / name) != digest:  # each rank its share
                 raise ResumeError(f"{folder}: {name} is not what was written")
-        trained, optimiser = (load_file(folder / name) for name in _FILES)
-    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+        reader = Reader(folder)
+        trained, optimiser = (
+            {n: reader.read(kind, n, None if ranks is None else ranks.place) for n in reader.names(kind)}
+            for kind in ("trained", "optimiser")
+        )
+    except PartsError as error:
+        raise ResumeError(str(error)) from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, ResumeError):
             raise
         raise ResumeError(f"{folder}: {error}") from None
+    if not trained:
+        raise ResumeError(f"{folder}: it holds no weights")
     if state.get("step") != step or "rng" not in optimiser:
         raise ResumeError(f"{folder}: state.json and the folder's name disagree, or it has no rng")
     return Snapshot(step, trained, optimiser, state)
@@ -170,18 +154,33 @@ def keep_reference(run: Path, trained: Mapping[str, Tensor]) -> str:
     final, partial = run / _REFERENCE, run / f".{_REFERENCE}.{os.getpid()}"
     save_file(_plain(trained), partial, metadata={"format": "pt"})
     os.replace(partial, final)
-    return _digest(final)
+    return seal.digest(final)
 
 
 def reference(run: Path, digest: str) -> dict[str, Tensor]:
     """What `keep_reference` wrote. Raises ResumeError where it is gone or another."""
     path = run / _REFERENCE
     try:
-        if _digest(path) == digest:
+        if seal.digest(path) == digest:
             return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ResumeError(f"{path}: {error}") from None
     raise ResumeError(f"{path}: not what the run began with")
+
+
+def export(run: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Write the newest snapshot of a run that trains every weight to `out` as a stock checkpoint; its step.
+
+    Whatever the number of ranks that wrote it. Raises ResumeError for a run without one, or of other rows.
+    """
+    found = latest(run)
+    if found is None:
+        raise ResumeError(f"{run}: no snapshot")
+    if "model" not in found.state or found.state["config"]["rows"] != "free":
+        raise ResumeError(f"{run}: not a run with rows=free, whose snapshots hold a whole model")
+    decoder = weights.assemble(Config(**found.state["model"]), found.trained, where=str(run))
+    weights.save(decoder, out, dtype)
+    return found.step
 
 
 @dataclass(frozen=True)

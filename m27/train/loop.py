@@ -34,6 +34,7 @@ from m27.train.merged import MergedPass
 from m27.train.meter import Meter
 from m27.train.objective import Tally
 from m27.train.optim import Optimiser
+from m27.train.parallel import Parallel, own_device, own_threads
 from m27.train.passes import Pass, choose
 from m27.train.qlora import BaseError, bits_of, hold
 from m27.train.rows import FreeRows, FrozenRows, Rows
@@ -88,33 +89,35 @@ class Trainer:
         self._hold_base(decoder)
         lora = replace(config.lora, targets=()) if full else config.lora
         self.decoder, self.adapters = decoder, Adapters(decoder, lora, config.seed)
+        self.parallel = Parallel(config.parallel, self.device, config.rows == "free")
+        self._way: Pass | None = self.parallel.whole_pass(decoder, rows)
         body = dict(self.adapters.parameters())
         if full:
             free = config.rows == "free"  # else text rows stay: the table of all rows is built from them
             body = {n: p for n, p in decoder.named_parameters() if free or "embed_tokens" not in n}
         for parameter in body.values():
             parameter.requires_grad_(config.body != "frozen")
-        self.parameters = {**body, **rows.parameters()}
+        self.parameters = self.parallel.local({**body, **rows.parameters()})
         self._reference: str | None = None  # the digest of what the run began with, where that is on disk
         if config.objective == "preference":
             self._check_preference()
             self._refer()
         learned = {name: p for name, p in self.parameters.items() if p.requires_grad}
-        self.optimiser = Optimiser(learned, config.optim)
+        self.optimiser = Optimiser(learned, config.optim, self.parallel)
         self.step = self.tokens = 0
         self.seconds = 0.0
         self._stop = threading.Event()
         loader_state = self._resume()
         self.packer = feed.packer(corpus, config, loader_state)
-        self.loader = feed.loader(self.packer, config)
+        self.loader = feed.loader(self.packer, config, self.parallel.rank, self.parallel.world)
         self.loader_state = self.packer.state() if loader_state is None else loader_state
         self.scoring = feed.scoring(corpus, config)
-        self.meter = Meter(run, self.step, quiet, config.log, config.name)
+        self.meter = Meter(run, self.step, quiet, config.log, config.name, self.parallel.leads)
         self.cost = Flops(decoder.config, full, config.rows != "frozen")
-        self.flops = 0.0  # of this call
-        self.watch = Watch(run, config.name, self.step)
+        self.flops = 0.0  # of this call, on this rank
+        self.watch = Watch(run, config.name, self.step) if self.parallel.leads else None
+        self.writer = self.parallel.writer(run, config.keep)
         self.tally = Tally(MEDIA, corpus.tasks)
-        self._way: Pass | None = None
 
     @property
     def way(self) -> Pass:
@@ -128,7 +131,7 @@ class Trainer:
         return self._way
 
     def _resume(self) -> State | None:
-        found = checkpoint.latest(self.run_folder)
+        found = checkpoint.latest(self.run_folder, self.parallel)
         if found is None:
             return None
         where = f"{self.run_folder}/step-{found.step:06d}"
@@ -229,19 +232,19 @@ class Trainer:
             steps = self._rehearsed(steps)
         at_most = None if self.meter.quiet else peak(self.device, self.rows.dtype)
         begun, earlier, first = time.monotonic(), self.seconds, self.tokens
-        saved_at, saved_step = begun, self.step
+        saved_at, saved_step = self.seconds, self.step
         budget = math.inf if call_minutes is None else call_minutes * 60
         sample_at = self.seconds + self.config.sample_minutes * 60
         with on_signal(self._stop):
-            while self.progress < 1 and not self._stop.is_set() and self.step != until:
-                if time.monotonic() - begun >= budget:
+            while self.progress < 1 and self.step != until and self.seconds - earlier < budget:
+                if self.parallel.any(self._stop.is_set()):
                     break
                 batches, state = next(steps)
                 record = self._train_step(batches)
                 self.loader_state = state
                 if self.step % _TRIM_EVERY == 0 and self.device.type == "cpu":
                     runtime.trim_freed_memory()
-                self.seconds = earlier + time.monotonic() - begun
+                self.seconds = self.parallel.told(earlier + time.monotonic() - begun)
                 rate, flops = self.meter.rate(self.tokens - first, self.flops)
                 record |= {"tokens_per_second": round(rate, 1), "seconds": round(self.seconds, 2)}
                 if at_most is not None:
@@ -249,18 +252,23 @@ class Trainer:
                 done = self.progress
                 left = None if done == 0 else self.seconds / done * (1 - done)
                 self.meter.log(record, done, left)
-                self.watch.add(record, done, left)
+                if self.watch:
+                    self.watch.add(record, done, left)
                 due = self.config.sample_minutes > 0 and (self.seconds >= sample_at or done >= 1)
                 if sample is not None and due:
-                    self.watch.add_samples(self.step, sample(self.trained(), self.step))
-                    self.seconds = earlier + time.monotonic() - begun
+                    trained = self.trained()
+                    if self.watch:
+                        self.watch.add_samples(self.step, sample(trained, self.step))
+                    self.seconds = self.parallel.told(earlier + time.monotonic() - begun)
                     sample_at = self.seconds + self.config.sample_minutes * 60
-                if time.monotonic() - saved_at > self.config.save_minutes * 60:
+                if self.seconds - saved_at > self.config.save_minutes * 60:
                     self.save()
-                    saved_at, saved_step = time.monotonic(), self.step
+                    saved_at, saved_step = self.seconds, self.step
             if saved_step != self.step:
                 self.save()
-        self.watch.write()
+            self.parallel.settle(self.writer)
+        if self.watch:
+            self.watch.write()
         finished = self.progress >= 1
         what = "done" if finished else "stopped and saved; the same command goes on"
         self.meter.close(
@@ -272,7 +280,10 @@ class Trainer:
     def _steps(self) -> Iterator[tuple[list[Planned], State]]:
         """Batches with their plans; beside a GPU they are made ahead, while it computes."""
         if self.device.type == "cuda":
-            source = feed.Source(self.corpus.folders, self.config, self.loader_state)
+            source = feed.Source(
+                self.corpus.folders, self.config, self.loader_state, self.parallel.rank,
+                self.parallel.world,
+            )  # fmt: skip
             return feed.ahead(source, isinstance(self.way, MergedPass))
         return feed.planned(self.loader, self.scoring, self.way)
 
@@ -290,6 +301,7 @@ class Trainer:
             batch = replace(host.to(self.device), documents_BT=host.documents_BT)
             self.way.run(batch, plan.to(self.device), 1.0, prepared)
         self.optimiser.clear()
+        self.parallel.clear()
         return itertools.chain([first], steps)
 
     def _train_step(self, batches: list[Planned]) -> dict[str, object]:
@@ -297,11 +309,13 @@ class Trainer:
         self.rows.refresh()
         self.way.refresh()
         self.tally.clear()
-        total = sum(plan.weight(batch) for batch, plan, _ in batches)
+        own = float(sum(plan.weight(batch) for batch, plan, _ in batches))
+        total = float(self.parallel.sums(torch.tensor(own, dtype=torch.float64)))
         sums = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
         for i, (host, plan, prepared) in enumerate(batches):
             # Documents stay on the host, where attention is planned; nothing below waits for the device.
             batch = replace(host.to(self.device), documents_BT=host.documents_BT)
+            self.parallel.last(i + 1 == len(batches))
             losses = self.way.run(batch, plan.to(self.device), total, prepared)
             sums[i] = losses.whole(batch.weights_M) / total
             self.tally.add(losses.targets_M, batch.media_M, batch.tasks_M)
@@ -309,13 +323,15 @@ class Trainer:
                 self.tally.add_divergence(losses.apart_m)
             if losses.figures_P4 is not None:
                 self.tally.add_pairs(losses.figures_P4)
-            self.tokens += host.ids_BT.numel()
+            self.tokens += host.ids_BT.numel() * self.parallel.world
             self.flops += self.cost.of(host, plan)
         self.rows.backward()
         self.way.collect()
+        self.parallel.collect(self.parameters)
         scale, norm = self.optimiser.step(progress)
         self.step += 1
-        loss = float(sums.sum())
+        loss = float(self.parallel.sums(sums.sum()))
+        self.tally.over(self.parallel.sums)
         media, tasks, targets = self.tally.means()
         apart, pairs = self.tally.mean_divergence(), self.tally.mean_pairs() or {}
         return {
@@ -327,9 +343,19 @@ class Trainer:
             **({"preference": {name: round(value, 4) for name, value in pairs.items()}} if pairs else {}),
         }  # fmt: skip
 
-    def trained(self) -> dict[str, Tensor]:
-        """A copy of the trained part, float32, under the names of the shipped checkpoint."""
-        return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
+    def trained(self, average: bool = False) -> dict[str, Tensor]:
+        """A copy of the trained part (or of its average, where one is kept), float32, under the names of the
+        shipped checkpoint. All of several ranks must ask; where weights are cut, the leading one is answered.
+        """
+        held: Mapping[str, Tensor] = self.parameters
+        if average and self.optimiser.average is not None:
+            held = {**held, **self.optimiser.average.tensors}
+        out = {}
+        for name, part in held.items():
+            whole = self.parallel.gather(name, part.detach())
+            if self.parallel.leads or not self.parallel.cuts:
+                out[name] = whole.cpu().clone()
+        return out
 
     @property
     def packing(self) -> float:
@@ -338,16 +364,23 @@ class Trainer:
         return int(self.loader_state["filled"]) / (rows * self.config.data.row) if rows else 1.0
 
     def save(self) -> Path:
-        """Write a snapshot of the present step."""
+        """Write a snapshot of the present step; several ranks begin to, and go on."""
         state = {
             "tokens": self.tokens, "seconds": self.seconds, "loader": self.loader_state,
             "corpus": self.corpus.fingerprint, "packing": self.packing, "reference": self._reference,
+            "model": asdict(self.decoder.config),
             "config": json.loads(json.dumps(asdict(self.config))),
         }  # fmt: skip
-        return checkpoint.save(
-            self.run_folder, self.step, self.trained(), self.optimiser.state(), state,
-            self.config.keep,
-        )  # fmt: skip
+        if self.writer is None:
+            return checkpoint.save(
+                self.run_folder, self.step, self.trained(), self.optimiser.state(), state,
+                self.config.keep,
+            )  # fmt: skip
+        token = int(self.parallel.told(time.time() * 1000))
+        optimiser = {**self.optimiser.state(), "rng": torch.get_rng_state()}
+        groups = {"trained": self.parameters, "optimiser": optimiser}
+        self.writer.save(self.step, token, groups, self.parallel.place, state)
+        return self.run_folder / f"step-{self.step:06d}"
 
 
 def prepare_machine(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
@@ -355,6 +388,6 @@ def prepare_machine(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
     # Idle threads must sleep: where cores are shared, spinning ones take time from the working ones.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     runtime.keep_freed_memory()
-    runtime.set_threads(config.threads)
-    device = runtime.device(config.device)
+    runtime.set_threads(own_threads(config.threads))
+    device = own_device(runtime.device(config.device))
     return device, runtime.dtype(config.dtype, device)

@@ -27,11 +27,17 @@ class Meter:
     """
 
     def __init__(
-        self, folder: Path, resumed_step: int = 0, quiet: bool = False, sinks: Sequence[str] = (), name: str = ""
+        self,
+        folder: Path,
+        resumed_step: int = 0,
+        quiet: bool = False,
+        sinks: Sequence[str] = (),
+        name: str = "",
+        writes: bool = True,
     ) -> None:
-        self.path = folder / "log.jsonl"
+        self.path, self.writes = folder / "log.jsonl", writes
         folder.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
+        if writes and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= resumed_step]
             self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -50,6 +56,8 @@ class Meter:
 
     def log(self, record: dict[str, Any], progress: float, left: float | None) -> None:
         """Append `record` as a JSON line and draw the bar; `left` is the seconds that remain."""
+        if not self.writes:
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for sink in self.sinks:
@@ -74,7 +82,7 @@ class Meter:
         """End the line of progress with a message of its own, and all else that is open."""
         for sink in self.sinks:
             sink.close()
-        if not self.quiet:
+        if self.writes and not self.quiet:
             sys.stderr.write(("\n" if self._tty else "") + message + "\n")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +46,31 @@ def orthogonal(update_OI: Tensor, steps: int = 5) -> Tensor:
     return (x.mT if tall else x).reshape(update_OI.shape).to(update_OI.dtype)
 
 
+class Ranks(Protocol):
+    """What the optimiser asks where its parameters are one rank's parts of longer ones (`m27.train.parallel`)."""
+
+    def clip(self, parameters: Mapping[str, nn.Parameter], limit: float) -> Tensor:
+        """Bound the norm of the whole gradient; what it was comes back."""
+
+    def matrices(self, name: str, part: Tensor) -> Tensor:
+        """A parameter's matrices whole, of which a part is given."""
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """The part again."""
+
+
 class Muon:
     """The update of named hidden matrices; `momentum` of each is its whole state, float32."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], momentum: float = 0.95, decay: float = 0.0, steps: int = 5
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        momentum: float = 0.95,
+        decay: float = 0.0,
+        steps: int = 5,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks
         self.parameters = dict(parameters)
         self.beta, self.decay, self.steps = momentum, decay, steps
         self.momentum: dict[str, Tensor] = {}
@@ -65,21 +85,10 @@ class Muon:
             held = self.momentum.setdefault(name, torch.zeros_like(parameter))
             held.lerp_(gradient, 1 - self.beta)
             update = gradient.lerp(held, self.beta)
-            scale = _SCALE * max(parameter.shape[-2:]) ** 0.5
+            whole = update if self.ranks is None else self.ranks.matrices(name, update)
+            scale = _SCALE * max(whole.shape[-2:]) ** 0.5
+            found = orthogonal(whole, self.steps)
+            if self.ranks is not None and whole is not update:
+                found = self.ranks.part(name, found)
             parameter.mul_(1 - rate * self.decay)
-            parameter.add_(_whole(update, self.steps), alpha=-rate * scale)
-
-
-def _whole(update: Tensor, steps: int) -> Tensor:
-    """`orthogonal`; a matrix that lies in parts on several ranks is put together for it."""
-    if type(update) is Tensor:
-        return orthogonal(update, steps)
-    from torch.distributed.tensor import (  # slow to import, and seldom wanted
-        DTensor,
-        distribute_tensor,
-    )
-
-    if not isinstance(update, DTensor):
-        return orthogonal(update, steps)
-    found = orthogonal(update.full_tensor(), steps)
-    return distribute_tensor(found, update.device_mesh, update.placements, src_data_rank=None)
+            parameter.add_(found, alpha=-rate * scale)

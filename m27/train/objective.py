@@ -9,7 +9,7 @@ Shapes: M targets, V vocabulary, S ids of the spans, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -184,6 +184,11 @@ class Tally:
         total = apart_M.double().sum()
         counted = torch.stack([total, torch.full_like(total, len(apart_M))])
         self._apart = self._apart.to(counted.device) + counted
+
+    def over(self, summed: Callable[[Tensor], Tensor]) -> None:
+        """Sum what was counted over several ranks, each tensor by `summed`."""
+        self.sums = [summed(held) for held in self.sums]
+        self._apart, self._pairs = summed(self._apart), summed(self._pairs)
 
     def means(self) -> tuple[dict[str, float], dict[str, float], int]:
         """Mean loss in nats of each medium and of each task that occurred, and the number of targets."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from m27.train.average import Average
-from m27.train.muon import Muon, is_hidden
+from m27.train.muon import Muon, Ranks, is_hidden
 
 
 class OptimError(ValueError):
@@ -73,16 +73,19 @@ def factor(config: OptimConfig, progress: float) -> float:
 class Optimiser:
     """The update of named parameters, whose whole state is a flat dictionary of tensors.
 
-    `adamw` moves what Muon does not. Raises OptimError for "muon" where no hidden matrix is trained.
+    `adamw` moves what Muon does not. Parameters may be parts that `ranks` knows the whole of. Raises
+    OptimError for "muon" where no hidden matrix is trained.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
-        self.config = config
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], config: OptimConfig, ranks: Ranks | None = None
+    ) -> None:
+        self.config, self.ranks = config, ranks
         self.parameters = dict(parameters)
         hidden = {n: p for n, p in self.parameters.items() if config.kind == "muon" and is_hidden(n, p)}
         if config.kind == "muon" and not hidden:
             raise OptimError("optim.kind=muon: the run trains no hidden matrix; it goes with body=full")
-        self.muon = Muon(hidden, config.momentum, config.weight_decay)
+        self.muon = Muon(hidden, config.momentum, config.weight_decay, ranks=ranks)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
             if name not in hidden:
@@ -106,7 +109,10 @@ class Optimiser:
         for group, peak in zip(self.adamw.param_groups, self.peaks, strict=True):
             group["lr"] = peak * scale
         limit = self.config.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        if self.ranks is None:
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        else:
+            norm = self.ranks.clip(self.parameters, limit)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {float(norm)}")
         self.adamw.step()

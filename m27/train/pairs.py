@@ -9,7 +9,7 @@ Shapes: M targets, P pairs; a half is one answer of a pair, number 2p the chosen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -82,8 +82,11 @@ class Pairs:
 
     def to(self, device: torch.device) -> Pairs:
         """The same on a device."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        halves_M, weights_M, weights_P = (
+            tensor.to(device, non_blocking=True)
+            for tensor in (self.halves_M, self.weights_M, self.weights_P)
+        )
+        return Pairs(halves_M, weights_M, weights_P, self.config)
 
     def outcome(self, policy_M: Tensor, reference_M: Tensor) -> Outcome:
         """What the pairs cost, from each target's cross-entropy under the policy and under the reference."""

@@ -5,12 +5,12 @@ what is trained against is what is served. A matrix is widened when a product as
 backwards, and forgotten. Nothing of the base is trained. It knows linear layers and experts; the vocabulary's
 rows are the trainer's and stay in the dtype of products.
 
-Shapes: R rows (outputs), C columns (inputs), M tokens, k experts a token.
+Shapes: R rows (outputs), C columns (inputs), G groups of 32 inputs, M tokens, k experts a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from m27.model import checkpoint
 from m27.model.config import Config
 from m27.model.decoder import Decoder
-from m27.model.gguf import BLOCK, Blocks
+from m27.model.gguf import Blocks
 from m27.model.moe import Experts
 from m27.model.quantized import held_precision
 from m27.model.rounding import blocks_of, kind_of
@@ -36,15 +36,14 @@ class BaseError(ValueError):
     """A base that cannot be held in so many bits; the message says why."""
 
 
-def _widened(q: Tensor, scale: Tensor, minimum: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What blocks stand for, [R, C], worked out in float32 and rounded to `dtype`: for the compiler."""
-    if q.dtype == torch.uint8:
-        halves = q.view(len(q), -1, BLOCK // 2)
-        q = torch.cat((halves & 15, halves >> 4), dim=-1)
-    values = q.reshape(len(q), -1, BLOCK) * scale.float()[..., None]
-    if minimum is not None:
-        values = values + minimum.float()[..., None]
-    return values.flatten(1).to(dtype)
+def _widened(q_GB: Tensor, scale_G: Tensor, minimum_G: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What groups stand for, [G, 32], worked out in float32 and rounded to `dtype`: for the compiler."""
+    if q_GB.dtype == torch.uint8:
+        q_GB = torch.cat((q_GB & 15, q_GB >> 4), dim=-1)
+    values = q_GB * scale_G.float()[:, None]
+    if minimum_G is not None:
+        values = values + minimum_G.float()[:, None]
+    return values.to(dtype)
 
 
 class Held:
@@ -59,7 +58,10 @@ class Held:
         """The matrix in `dtype`, made anew."""
         blocks = self.blocks
         if self.widen is not None:
-            out = self.widen(blocks.q, blocks.scale, blocks.minimum, dtype)
+            # Group by group, so that all matrices are of one shape but for the number of groups.
+            minimum = None if blocks.minimum is None else blocks.minimum.view(-1)
+            q_GB = blocks.q.view(blocks.scale.numel(), -1)
+            out = self.widen(q_GB, blocks.scale.view(-1), minimum, dtype).view(blocks.shape)
         else:
             out = blocks.dequantize(torch.empty(blocks.shape, dtype=dtype, device=blocks.q.device))
         return out[:, : self.columns]
@@ -88,13 +90,13 @@ def product(x: Tensor, held: Held) -> Tensor:
 class _InBlocks(nn.Module):
     """A module whose matrices are in blocks: they go with it to a device, and keep their types."""
 
-    def matrices(self) -> Iterator[Held]:
-        """All of them."""
-        raise NotImplementedError
+    def __init__(self, matrices: Sequence[Held]) -> None:
+        super().__init__()
+        self.matrices = tuple(matrices)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        for held in self.matrices():
+        for held in self.matrices:
             held.blocks = held.blocks.to(fn(torch.empty(0, device=held.blocks.q.device)).device)
         return self
 
@@ -103,18 +105,14 @@ class BlockLinear(_InBlocks):
     """In the place of a linear layer without a bias."""
 
     def __init__(self, blocks: Blocks, in_features: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = in_features, blocks.shape[0]
-        self.held = Held(blocks, in_features)
+        held = Held(blocks, in_features)
+        super().__init__([held])
+        self.held, self.in_features, self.out_features = held, in_features, blocks.shape[0]
 
     @property
     def device(self) -> torch.device:
         """Where the blocks are."""
         return self.held.blocks.q.device
-
-    def matrices(self) -> Iterator[Held]:
-        """The one."""
-        yield self.held
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., R]."""
@@ -125,13 +123,8 @@ class BlockExperts(_InBlocks):
     """In the place of `Experts`: one expert's matrices are whole at a time."""
 
     def __init__(self, gate_up: list[Held], down: list[Held]) -> None:
-        super().__init__()
+        super().__init__([*gate_up, *down])
         self.gate_up, self.down = gate_up, down
-
-    def matrices(self) -> Iterator[Held]:
-        """Two an expert."""
-        yield from self.gate_up
-        yield from self.down
 
     def grouped(self, x_MD: Tensor, chosen_Mk: Tensor, weights_Mk: Tensor) -> Tensor:
         """Every expert in turn over the tokens that chose it; [M, D]."""
@@ -150,7 +143,7 @@ def bits_of(decoder: nn.Module) -> int | None:
     found = [m for m in decoder.modules() if isinstance(m, _InBlocks)]
     if not found:
         return None
-    four = any(held.blocks.q.dtype == torch.uint8 for module in found for held in module.matrices())
+    four = any(held.blocks.q.dtype == torch.uint8 for module in found for held in module.matrices)
     return 4 if four else 8
 
 
@@ -178,10 +171,10 @@ def hold(decoder: Decoder, bits: int, compile: bool = False) -> None:
         if parameter is not None and not parameter.weight.is_meta:
             parameter.weight = nn.Parameter(parameter.weight.to("meta"), requires_grad=False)
     if compile and can_compile():
-        widen = torch.compile(_widened, dynamic=False)
+        widen = torch.compile(_widened, dynamic=True)
         for module in decoder.modules():
             if isinstance(module, _InBlocks):
-                for matrix in module.matrices():
+                for matrix in module.matrices:
                     matrix.widen = widen
 
 
@@ -213,7 +206,7 @@ def open_base(
             rows = _floats(value, config).to(dtype)
         elif _is_rounded(stem):
             blocks = blocks_of(value, kind_of(name, BITS[bits]))
-            _put(decoder, stem, BlockLinear(blocks, decoder.get_submodule(stem).in_features))
+            _put(decoder, stem, BlockLinear(blocks, decoder.get_parameter(name).shape[1]))
         elif isinstance(value, Tensor):
             _put_tensor(decoder, stem, value.float())
     if rows is None:

@@ -130,7 +130,7 @@ class FrozenRows(Rows):
         self.grad_VD = torch.zeros(0, rows_VD.shape[1], device=rows_VD.device)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """None."""
+        """Nothing is trained here."""
         return {}
 
     @torch.no_grad()

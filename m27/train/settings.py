@@ -50,6 +50,22 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How a run lies over its ranks (`torchrun` says how many there are).
+
+    `shard` is over how many ranks each weight is cut (0: where every weight is trained as many as
+    `replicate` leaves, else 1), `replicate` how many such groups there are, `expert` over how many
+    consecutive ranks the experts of a layer are dealt out. shard * replicate is the number of ranks;
+    `expert` divides `shard` or is a multiple of it. A rank that is silent for `timeout` minutes ends the run.
+    """
+
+    shard: int = 0
+    replicate: int = 1
+    expert: int = 1
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One run: `steps` or `minutes` (whichever is given; the first reached ends it), data and optimiser.
 
@@ -89,6 +105,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 def change(config: _C, changes: Mapping[str, Any]) -> _C:

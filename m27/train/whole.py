@@ -76,7 +76,7 @@ class Whole(nn.Module):
         """The weighted sum of the losses, and the losses [M] in nats; `routing` gathers router logits."""
         decoder = self.decoder
         with self._narrow():
-            x_BTD = decoder.embed(batch.ids_BT)
+            x_BTD = decoder.embed(batch.ids_BT).float()  # the residual stream, also of narrow rows
             h_BTD = decoder.hidden(x_BTD, batch.positions_BT, batch.documents_BT, routing=routing)
         h_MD = h_BTD.flatten(0, 1).index_select(0, batch.places_M).to(self.dtype)
         table_VD = decoder.output_weight.to(self.dtype)

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from m27.infer.engine import Engine
 from m27.infer.request import Request
+from m27.model.checkpoint import load
 from tests import tiny
+from tests.train import fixtures
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +68,29 @@ def test_eval_scores_both(model: Path, tmp_path: Path) -> None:
     done = torchrun("eval", str(model), *options)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "rows.jsonl").read_text())["score"] == 1.0
+
+
+def test_train_trains_in_every_process(tmp_path: Path) -> None:
+    fixtures.corpus(tmp_path / "shards")
+    shards = ",".join(map(str, sorted((tmp_path / "shards").iterdir())))
+    (tmp_path / "none").mkdir()
+    options = ["train", "pretrain", "--size", "tiny", "--shards", shards, "--tokenizer", str(tmp_path / "none")]
+    options += ["--steps", "2", "--data.row", "160", "--data.rows", "1", "--data.step_rows", "4"]
+    options += ["--device", "cpu", "--dtype", "float32"]
+    wrong = torchrun(*options, "--run", str(tmp_path / "wrong"), "--parallel.shard", "3")
+    assert wrong.returncode != 0
+    assert ours(wrong) == ["m27: parallel: shard 3 x replicate 1 is not the number of ranks, 2"]
+    done = torchrun(*options, "--run", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("stock checkpoint") == 1
+    one = [sys.executable, "-m", "m27.cli", *options, "--run", str(tmp_path / "one")]
+    subprocess.run(one, cwd=ROOT, check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    for left, right in zip(*(map(json.loads, lines) for lines in logs), strict=True):
+        assert abs(left["loss"] - right["loss"]) < 2e-5 and left["targets"] == right["targets"]
+    states = [load(tmp_path / name / "model", torch.float32).state_dict() for name in ("one", "two")]
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], rtol=1e-2, atol=1e-2)  # bfloat16 on disk
 
 
 def test_what_is_wrong_is_one_line(model: Path) -> None:

@@ -135,3 +135,7 @@ def test_what_is_no_pair_is_left_out_and_named(processor, tmp_path):
         (line,) = [line for line in meta["reasons"] if line.startswith(f"preference:{name}")]
         assert reason in line
     shards.build([{**three, "task": "vqa"}], processor, tmp_path / "other")
+    # One that is marked and has a task of its own is told from what is learnt as it stands.
+    marked = {**documents[0], "task": "style", "preference": True}
+    meta = shards.build([marked, {**three, "task": "style"}], processor, tmp_path / "marked")
+    assert meta["tasks"] == ["preference_style", "style"]

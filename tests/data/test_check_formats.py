@@ -1,6 +1,7 @@
 """Bad records of every kind, in every format: named by file and line, and nothing is trained unseen."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from m27.data import check, importers
+from m27.data.importers.lines import values
 from tests import tiny
 from tests.data import samples
 
@@ -64,6 +66,9 @@ MESSAGES: dict[str, tuple[Any, str]] = {
     "tools": ({**asked(image("a.png")), "tools": [{"type": "function"}]}, "calls of tools"),
     "a wrong weight": ({"messages": [{"role": "assistant", "content": "x", "weight": 2}]}, "weight must be 0 or 1"),
     "a wrong size": (asked({"type": "image", "path": "a.png", "size": [100, 128]}), "size must be [height"),
+    "codes of a picture": (asked({"type": "image", "codes": [[1, 2], [3]]}), "codes must be rows of numbers"),
+    "codes of a sound": (asked({"type": "audio", "codes": [1, "2"]}), "codes must be a list of numbers"),
+    "no codes": (asked({"type": "audio", "codes": []}), "codes must be a list of numbers"),
     "no list": ({"messages": "hello"}, "messages must be a list"),
     "types of JSON": ({"messages": [{"role": ["user"], "content": {"type": []}}]}, "role must be"),
     "a type that is a list": (asked({"type": ["image_url"]}), "type must be"),
@@ -275,6 +280,16 @@ def test_branches_count_as_they_are_joined(tmp_path: Path) -> None:
     assert 100 < longest < 180, "the prompt is spelled once"
 
 
+def test_two_pictures_to_choose_from_count_twice(tmp_path: Path) -> None:
+    answers = []
+    for name, shade in (("a.png", 10), ("b.png", 200)):
+        (tmp_path / name).write_bytes(samples.png(shade))
+        answers.append([{"role": "assistant", "content": [{"type": "image", "path": name}]}])
+    record = {"prompt": "Draw", "chosen": answers[0], "rejected": answers[1]}
+    path = samples.write_lines(tmp_path / "a.jsonl", [record])
+    assert check.check(path, processor=tiny.processor()).longest > 2 * 64
+
+
 def test_a_model_without_ears_is_told(folder: Path, tmp_path: Path) -> None:
     from m27.language.processor import Processor
 
@@ -284,3 +299,50 @@ def test_a_model_without_ears_is_told(folder: Path, tmp_path: Path) -> None:
     assert reasons == [
         "holds a picture, and the model has no image codec", "holds a sound, and the model has no audio codec",
     ]  # fmt: skip
+
+
+def test_what_a_record_says_does_not_reach_the_terminal_raw(folder: Path) -> None:
+    lines = [{"messages": [], "\x1b[2J\n" * 500: 1}, asked(image("../\x1b[31m\nred")), asked(image("\ud800.png"))]
+    path = samples.write_lines(folder / "data.jsonl", lines)
+    for problem in check.check(path).problems:
+        assert str(problem).isprintable()
+        assert len(problem.reason) <= 1_000
+    with pytest.raises(check.CheckError) as caught:
+        list(check.read(path))
+    assert str(caught.value).isprintable()
+
+
+ODD: list[Any] = [
+    None, 0, -1, 1e400, True, "", "x", "\0", "<image>", [], {}, [[]], [None], {"type": []}, {"a": {}},
+    [{"type": "text"}], "data:", "data:;base64,", "..", "/", ["a.png"] * 3, {"url": 3}, 10**30, "\ud800",
+]  # fmt: skip
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """The value with something odd in one place of it."""
+    if isinstance(value, dict) and value and rng.random() < 0.85:
+        key = rng.choice(list(value))
+        if rng.random() < 0.1:
+            return {**value, rng.choice(["x", "loss", "role", "weight", "size", "codes"]): rng.choice(ODD)}
+        return {**value, key: mutated(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.85:
+        at = rng.randrange(len(value))
+        return [*value[:at], mutated(value[at], rng), *value[at + 1 :]]
+    return rng.choice(ODD)
+
+
+@pytest.mark.parametrize("form", ["ours", "openai", "preferences", "llava"])
+def test_whatever_stands_in_a_record_the_check_says_something(tmp_path: Path, form: str) -> None:
+    rng = random.Random(form)
+    path = samples.write_all(tmp_path / "forms")[form]
+    kind = importers.open(path).kind
+    good = [value for _, value in values(path)]
+    records = [mutated(rng.choice(good), rng) for _ in range(1_500)]
+    samples.write_lines(path.with_suffix(".jsonl"), [json.dumps(record) for record in records])
+    found = importers.open(path.with_suffix(".jsonl"), kind)
+    report = check.check(found, processor=tiny.processor(), max_tokens=2_000)
+    assert report.records == len(records)
+    assert all(problem.reason.isprintable() for problem in report.problems)
+    assert len(report.problems) > 500
+    documents, again = check.usable(found, skip_bad=True)
+    assert len(list(documents)) == again.documents >= report.documents

@@ -82,7 +82,7 @@ def held_bytes(decoder):
         held.blocks.bytes
         for module in decoder.modules()
         if isinstance(module, BlockLinear | BlockExperts)
-        for held in module.matrices()
+        for held in module.matrices
     )
     rest = [t for t in [*decoder.parameters(), *decoder.buffers()] if not t.is_meta]
     return blocks, sum(t.nbytes for t in rest)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from m27.data.importers import chat, folders, lines, llava, preferences, tables
-from m27.data.importers.base import IMAGES, SOUNDS, CheckError, Options, Record
+from m27.data.importers.base import IMAGES, SOUNDS, CheckError, Options, Record, plain
 from m27.data.sources.base import Document
 
 Importer = Callable[[Path, Options], Iterator[Record]]
@@ -56,7 +56,7 @@ class Imported:
     def __iter__(self) -> Iterator[Document]:
         for record in self.records():
             if record.reason:
-                raise CheckError(f"{place(record)}: {record.reason}")
+                raise CheckError(plain(f"{place(record)}: {record.reason}"))
             yield from record.documents
 
 
@@ -121,7 +121,7 @@ def _of_file(path: Path) -> str:
     # Where nothing can be read at all, the check names every line of it.
     if path.suffix == ".jsonl" and all(isinstance(value, lines.Fault) for value in seen):
         return "messages"
-    keys = next((", ".join(v)[:200] for v in seen if isinstance(v, dict)), "")
+    keys = next((plain(", ".join(v), 200) for v in seen if isinstance(v, dict)), "")
     found = f"has the keys {keys}" if keys else "holds no JSON records"
     raise CheckError(f"{path}: cannot tell its format: {found}; looked for {_WANTED}")
 

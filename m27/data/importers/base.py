@@ -60,6 +60,12 @@ class Options:
     seed: int = 0
 
 
+def plain(text: str, most: int = 400) -> str:
+    """What records say, fit for one line of a terminal or a log: nothing in it moves the cursor."""
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def local(reference: Any, root: Path) -> str:
     """The path of a medium that a record names, as a string; relative ones begin at `root`.
 
@@ -112,6 +118,7 @@ def conversation(found: Any) -> list[dict[str, Any]]:
         role, parts = check_message(message, f"message {index}")
         for place, part in enumerate(parts):
             _check_size(part.get("size"), f"message {index}, part {place}")
+            _check_codes(part, f"message {index}, part {place}")
         loss = [bool(part.get("loss", role == "assistant")) for part in parts]
         if role == "assistant" and _blank(parts) and (any(loss) or not loss):
             raise MessageError(f"message {index}: the assistant's answer is empty")
@@ -133,6 +140,23 @@ def _check_size(size: Any, where: str) -> None:
         raise MessageError(
             f"{where}: size must be [height, width], multiples of {STRIDE} up to {most}, not {size!r}"
         )
+
+
+def _check_codes(part: dict[str, Any], where: str) -> None:
+    codes = part.get("codes")
+    if codes is None:
+        return
+    picture = part["type"] == "image"
+    rows = codes if picture else [codes]
+    lists = isinstance(codes, list) and bool(codes) and all(isinstance(row, list) for row in rows)
+    if (
+        not lists
+        or not rows[0]
+        or any(len(row) != len(rows[0]) for row in rows)
+        or any(type(code) is not int or code < 0 for row in rows for code in row)
+    ):
+        form = "rows of numbers, all of one length" if picture else "a list of numbers"
+        raise MessageError(f"{where}: codes must be {form}")
 
 
 def _blank(parts: Sequence[dict[str, Any]]) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from m27.data.importers.base import plain
 from m27.data.importers.lines import Fault, jsonl
 
 NAMES = ("metadata.csv", "metadata.jsonl", "captions.txt")
@@ -90,7 +91,7 @@ def _columns(path: Path, cells: list[str], mark: str) -> tuple[tuple[int, int], 
     if name is not None and text is not None:
         return (names[name], names[text]), True
     if path.name == "metadata.csv" and mark == ",":
-        found = ", ".join(cells)[:200]
+        found = plain(", ".join(cells), 200)
         raise TableError(
             f"{path}:1: needs the columns file_name and one of {', '.join(TEXTS)}, has: {found}"
         )
