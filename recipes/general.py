@@ -92,7 +92,8 @@ def go(
     if job.tokenizer and (name := differing(Path(job.tokenizer), trainer.corpus)):
         raise SettingError(f"tokenizer: the {name} of {job.tokenizer} is not that of the shards")
     held = json.loads(json.dumps(asdict(job), default=str))
-    write_json(run / "config.json", held)
+    if trainer.parallel.leads:
+        write_json(run / "settings.json", held)
     result = trainer.run(until, minutes)
     if result.finished:
         trained = trainer.trained(average=True) if job.write == "average" else result.trained

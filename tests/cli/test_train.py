@@ -117,7 +117,7 @@ def test_pretraining_stops_goes_on_and_leaves_a_model_that_opens(run, shards, mo
     assert all(torch.equal(t, other.state_dict()[n]) for n, t in ours.state_dict().items())
     # The tokenizer of the default model is that of the shards, and went along.
     assert Path("a/model/tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
-    assert json.loads(Path("a/config.json").read_text())["optim"]["kind"] == "muon"
+    assert json.loads(Path("a/settings.json").read_text())["optim"]["kind"] == "muon"
 
 
 def test_the_average_can_be_what_is_written(run, shards) -> None:
