@@ -57,14 +57,16 @@ def _event(step: int, rest: bytes) -> bytes:
 
 
 class EventWriter:
-    """A new event file in `folder`; steps from `first` on of earlier files are void."""
+    """A new event file in `folder`; steps from `first` on of earlier files are void. It is not held open."""
 
     def __init__(self, folder: Path, first: int = 1) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = open(folder / name, "wb")  # noqa: SIM115 - closed by `close`
-        self._write(_event(0, _text(3, b"brain.Event:2")))  # file_version = 3
-        self._write(_event(first, _text(7, b"\x08\x01")))  # session_log = 7: status = START
+        self.path = folder / name
+        self._write(
+            _event(0, _text(3, b"brain.Event:2")),  # file_version = 3
+            _event(first, _text(7, b"\x08\x01")),  # session_log = 7: status = START
+        )
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """The values of a step, by tag."""
@@ -74,12 +76,12 @@ class EventWriter:
             for tag, value in values.items()
         )
         self._write(_event(step, _text(5, summary)))  # summary = 5
-        self._file.flush()
 
     def close(self) -> None:
-        """End the file."""
-        self._file.close()
+        """Nothing is held open."""
 
-    def _write(self, content: bytes) -> None:
-        length = struct.pack("<Q", len(content))
-        self._file.write(length + _masked(length) + content + _masked(content))
+    def _write(self, *events: bytes) -> None:
+        with open(self.path, "ab") as file:
+            for content in events:
+                length = struct.pack("<Q", len(content))
+                file.write(length + _masked(length) + content + _masked(content))
