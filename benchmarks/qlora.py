@@ -3,8 +3,9 @@
     .venv/bin/python -m benchmarks.qlora --json out/qlora.json
 
 Every way is a process of its own that waits while another makes a step; steps interleave and the figures are
-medians, also of the processor's own seconds, which other programs on the machine change less. Memory is the process's peak while it steps, after what loading took has been handed back. 2 x 512
-tokens a step, every one a target, rank 16, frozen rows. Random ids: speed does not depend on them.
+medians, also of the processor's own seconds, which other programs on the machine change less. Memory is the
+process's peak while it steps, after what loading took has been handed back. 2 x 512 tokens a step, every one a
+target, rank 16, frozen rows. Random ids: speed does not depend on them.
 """
 
 from __future__ import annotations
