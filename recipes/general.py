@@ -6,10 +6,11 @@ the one loop. What a run leaves is written as a stock checkpoint, or as an adapt
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -90,6 +91,9 @@ def go(
     trainer = open_trainer(job, run)
     if job.tokenizer and (name := differing(Path(job.tokenizer), trainer.corpus)):
         raise SettingError(f"tokenizer: the {name} of {job.tokenizer} is not that of the shards")
+    held = json.loads(json.dumps(asdict(job), default=str))
+    if trainer.parallel.leads:
+        write_json(run / "settings.json", held)
     result = trainer.run(until, minutes)
     if result.finished:
         trained = trainer.trained(average=True) if job.write == "average" else result.trained

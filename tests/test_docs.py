@@ -51,8 +51,18 @@ def parse(words: list[str]) -> None:
     while words and words[0] in getattr(command, "commands", {}):
         command, name, words = command.commands[words[0]], words[0], words[1:]
     assert not hasattr(command, "commands"), f"m27 has no command {words[:1]}"
-    if "--help" not in words:
-        command.make_context(name, list(words))
+    if "--help" in words:
+        return
+    context = command.make_context(name, list(words))
+    if name == "train" and context.params["recipe"]:  # its settings hang on the recipe
+        from m27.cli.train import settings
+        from m27.train.settings import change
+        from recipes import registry
+
+        recipe = registry.recipe(context.params["recipe"])
+        given = settings(context.args, recipe.switches())
+        own = recipe.parameters
+        change(recipe.make(), {name: value for name, value in given.items() if name not in own})
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -85,11 +95,12 @@ def test_each_command_can_be_typed(line):
 def test_the_check_sees_a_wrong_command():
     for line in (
         "m27 chta hello", "m27 chat hello --immage x.png", "m27 eval nano --samples many",
-        "torchrun --nproc-per-node 2 -m m27.cli chat hello --immage x.png",
+        "torchrun --nproc-per-node 2 -m m27.cli chat hello --immage x.png", "m27 train pretrian",
+        "m27 train pretrain --size nano --optim.lrr 1",
     ):  # fmt: skip
         with pytest.raises((AssertionError, Exception)) as caught:
             test_each_command_can_be_typed(line)
-        assert type(caught.value).__name__ in {"AssertionError", "NoSuchOption", "BadParameter"}
+        assert type(caught.value).__name__ in {"AssertionError", "NoSuchOption", "BadParameter", "SettingError"}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -100,6 +111,21 @@ def test_files_that_a_document_names_exist(path):
     missing = [name for name in named if not (ROOT / name).exists()]
     missing += [target for target in linked if not (path.parent / target).exists()]
     assert missing == []
+
+
+@pytest.mark.slow
+def test_the_first_run_that_the_training_document_shows_runs(tmp_path):
+    """Shards of the examples, a tiny model on them, and a word of it, in a folder beside the examples."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    first = BLOCK.findall((ROOT / "docs" / "train.md").read_text(encoding="utf-8"))[0]
+    for line in [*first.strip().splitlines(), "m27 chat hello --model out/tiny/model --max-tokens 4"]:
+        done = subprocess.run(
+            [sys.executable, "-m", "m27.cli", *split(line)[1:]],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            env={"M27_MODEL": str(ROOT / "weights" / "m27-nano"), "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stderr[-2000:]}"
+    assert list((tmp_path / "out" / "tiny" / "tensorboard").iterdir())
 
 
 NOT_RUN = ("m27 chat", "m27 eval nano", "m27 tour", "m27 serve")  # they go on, or take minutes

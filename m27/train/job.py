@@ -73,12 +73,14 @@ def open_model(job: Job, corpus: Corpus, device: torch.device, dtype: torch.dtyp
     """
     if job.rows == "maps":
         raise SettingError("rows=maps: code maps are trained by the recipes nano-…; here it is free or frozen")
-    size = int(corpus.meta["vocabulary"]["size"])
+    vocabulary = corpus.meta["vocabulary"]
+    size = int(vocabulary["audio"][1])  # audio codes are the last ids; what follows only fills up
     if not job.begin:
         if job.rows != "free" or job.body != "full":
             raise SettingError("begin: only a run that trains every weight (body=full, rows=free) goes without")
         torch.manual_seed(job.seed)
-        decoder = Decoder(dataclasses.replace(job.model, vocab_size=size), job.recompute).to(device)
+        shape = dataclasses.replace(job.model, vocab_size=int(vocabulary["size"]))
+        decoder = Decoder(shape, job.recompute).to(device)
         return decoder, FreeRows(decoder, dtype)
     _see_vocabulary(Path(job.begin), corpus)
     shape = shape_of(job.begin)
@@ -88,7 +90,9 @@ def open_model(job: Job, corpus: Corpus, device: torch.device, dtype: torch.dtyp
         )
     if job.base_bits is not None and shape.tied and not shape.n_experts:
         decoder, rows_VD = open_base(job.begin, job.base_bits, dtype)
-        return decoder.to(device), FrozenRows(rows_VD.to(device), dtype)
+        for part in (decoder.model.layers, decoder.model.norm):  # the embedding's place is empty
+            part.to(device)
+        return decoder, FrozenRows(rows_VD.to(device), dtype)
     decoder = weights.load(job.begin)
     if decoder.config.vocab_size < size:
         print(f"{job.begin}: {decoder.config.vocab_size:,} rows, extended to {size:,}", file=sys.stderr)

@@ -137,10 +137,10 @@ def spelled(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return ",".join(f"{key}={entry:g}" for key, entry in value.items())
+        return ",".join(f"{key}={entry:.12g}" for key, entry in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ",".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _changed(config: Any, items: Sequence[tuple[list[str], Any, str]], root: Any) -> Any:
