@@ -161,7 +161,7 @@ def write_sounds(folder: Path, count: int) -> Path:
     (folder / "wavs").mkdir()
     sound = media.wav_bytes(np.linspace(-0.5, 0.5, 1600, dtype=np.float32))
     for n in range(count):
-        (folder / "wavs" / f"{n}.wav").write_bytes(sound + bytes(2 * n))
+        (folder / "wavs" / f"{n}.wav").write_bytes(sound + n.to_bytes(8, "little"))
     rows = "".join(f"{n}|Number {n}|Number {n}\n" for n in range(count))
     (folder / "metadata.csv").write_text(rows)
     return folder / "metadata.csv"
@@ -214,7 +214,7 @@ def report(found: dict[str, Any]) -> bool:
         lines |= {f"{form}: {k}": (costs[k], s) for k, s in costs["slope"].items()}
     print(f"\n{'milliseconds per 1,000':<24}" + "".join(f"{f'{n} x':>10}" for n in SIZES) + f"{'slope':>9}")
     for name, (costs, exponent) in lines.items():
-        cells = "".join(f"{1e6 * cost / int(count):>10,.0f}" for count, cost in costs.items())
+        cells = "".join(f"{1e6 * cost / int(count):>10,.1f}" for count, cost in costs.items())
         print(f"{name:<24}{cells}{exponent:>9.2f}" + bar(exponent <= SLOPE))
     return met
 

@@ -3,8 +3,9 @@
     .venv/bin/python -m benchmarks.qlora --json out/qlora.json
 
 Every way is a process of its own that waits while another makes a step; steps interleave and the figures are
-medians. Memory is the process's peak while it steps, after what loading took has been handed back. 2 x 512
-tokens a step, every one a target, rank 16, frozen rows. Random ids: speed does not depend on them.
+medians, also of the processor's own seconds, which other programs on the machine change less. Memory is the
+process's peak while it steps, after what loading took has been handed back. 2 x 512 tokens a step, every one a
+target, rank 16, frozen rows. Random ids: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def memory(name: str) -> int:
     raise OSError(f"/proc/self/status has no {name}")
 
 
-def child(model: Path, folder: Path, way: str, threads: int) -> None:
+def child(model: Path, folder: Path, way: str, threads: int, compile: bool) -> None:
     """Load, then a step for every line that comes; a line of JSON goes back each time."""
     from m27 import runtime
     from m27.data.mixture import Corpus
@@ -74,7 +75,7 @@ def child(model: Path, folder: Path, way: str, threads: int) -> None:
 
     data = DataConfig(row=ROW, rows=ROWS, accumulate=1, pool=4)
     config = TrainConfig(
-        "bench", steps=10_000, threads=threads, device="cpu", rows="frozen", data=data,
+        "bench", steps=10_000, threads=threads, device="cpu", rows="frozen", data=data, compile=compile,
         lora=LoraConfig(rank=16, alpha=16),
     )  # fmt: skip
     config = change(config, WAYS[way])
@@ -95,13 +96,15 @@ def child(model: Path, folder: Path, way: str, threads: int) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     print(json.dumps({"loading": loading, "dtype": str(dtype)}), flush=True)
     for _ in sys.stdin:
-        begun = time.perf_counter()
+        begun, own = time.perf_counter(), time.process_time()
         trainer._train_step(next(steps)[0])
-        seconds = time.perf_counter() - begun
-        print(json.dumps({"seconds": seconds, "peak": memory("VmHWM")}), flush=True)
+        told = {"seconds": time.perf_counter() - begun, "own": time.process_time() - own}
+        print(json.dumps({**told, "peak": memory("VmHWM")}), flush=True)
 
 
-def measure(model: Path, threads: int, rounds: int) -> dict[str, Any]:
+def measure(
+    model: Path, threads: int, rounds: int, ways: Sequence[str], compile: bool
+) -> dict[str, Any]:
     """All ways in one run: a round is one step of each."""
     from m27.model.packed import read_json
 
@@ -109,15 +112,16 @@ def measure(model: Path, threads: int, rounds: int) -> dict[str, Any]:
         folder = shard(Path(work) / "shard", int(read_json(model / "config.json")["vocab_size"]))
         found: dict[str, dict[str, Any]] = {}
         workers = {}
-        for way in WAYS:
+        for way in ways:
             command = [sys.executable, "-m", "benchmarks.qlora", "--child", way, "--model", str(model),
-                       "--folder", str(folder), "--threads", str(threads)]  # fmt: skip
+                       "--folder", str(folder), "--threads", str(threads),
+                       *([] if compile else ["--no-compile"])]  # fmt: skip
             workers[way] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
-            out = workers[way].stdout
-            assert out is not None
-            found[way] = {**json.loads(out.readline()), "seconds": [], "peak": 0}
+        for way, worker in workers.items():
+            assert worker.stdout is not None
+            found[way] = {**json.loads(worker.stdout.readline()), "seconds": [], "own": [], "peak": 0}
         for _ in range(rounds):
             for way, worker in workers.items():
                 assert worker.stdin is not None
@@ -125,13 +129,15 @@ def measure(model: Path, threads: int, rounds: int) -> dict[str, Any]:
                 worker.stdin.write("\n")
                 worker.stdin.flush()
                 told = json.loads(worker.stdout.readline())
-                found[way]["seconds"].append(round(told["seconds"], 3))
+                for key in ("seconds", "own"):
+                    found[way][key].append(round(told[key], 3))
                 found[way]["peak"] = told["peak"]
         for worker in workers.values():
             worker.communicate()
     for row in found.values():
-        row["tokens_per_second"] = round(ROW * ROWS / statistics.median(row["seconds"]), 1)
-    return {"machine": machine.describe(threads), "rounds": rounds, "ways": found}
+        for key, name in (("seconds", "tokens_per_second"), ("own", "tokens_per_own_second")):
+            row[name] = round(ROW * ROWS / statistics.median(row[key]), 1)
+    return {"machine": machine.describe(threads), "compile": compile, "rounds": rounds, "ways": found}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -143,16 +149,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--ways", nargs="*", choices=tuple(WAYS), help="only these")
+    parser.add_argument("--no-compile", action="store_true", help="as written, without the compiler")
     parser.add_argument("--child", choices=tuple(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.child:
-        child(given.model, given.folder, given.child, given.threads)
+        child(given.model, given.folder, given.child, given.threads, not given.no_compile)
         return
-    found = measure(given.model, given.threads, given.rounds)
+    ways = given.ways or tuple(WAYS)
+    found = measure(given.model, given.threads, given.rounds, ways, not given.no_compile)
     for way, row in found["ways"].items():
         print(
-            f"{way:26} {row['tokens_per_second']:8.1f} tokens/s   {row['peak'] / 1e6:7.0f} MB in steps   "
+            f"{way:26} {row['tokens_per_second']:8.1f} tokens/s ({row['tokens_per_own_second']:.1f} a second "
+            f"of the processor)   {row['peak'] / 1e6:7.0f} MB in steps   "
             f"{row['loading'] / 1e6:7.0f} MB while loading"
         )
     if given.json is not None:

@@ -74,8 +74,11 @@ def pairs(folder: Path, processor: Processor, side: Side, count: int) -> Corpus:
     return Corpus([folder])
 
 
-def run(model: Path, folder: Path, config: TrainConfig, train: int = 160, test: int = 100) -> dict[str, Any]:
-    """Train on pairs and judge held-out ones before and after; what is found, as JSON values."""
+def run(model: Path, folder: Path, config: TrainConfig, train: int, test: int) -> dict[str, Any]:
+    """Train on `train` pairs and judge `test` held-out ones before and after; what is found, as JSON values.
+
+    Where the folder has shards already, of those the first `test`.
+    """
     device, dtype = prepare_machine(config)
     processor = Processor.load(model)
     corpus = pairs(folder / "shards" / "train", processor, "train", train)
@@ -84,14 +87,14 @@ def run(model: Path, folder: Path, config: TrainConfig, train: int = 160, test: 
     rows = FrozenRows(decoder.model.embed_tokens.weight, dtype)
     trainer = Trainer(config, decoder, rows, corpus, folder / "run")
     figures: dict[str, Any] = {
-        "chosen": CHOSEN, "rejected": REJECTED, "train": len(corpus), "held_out": len(held_out),
+        "chosen": CHOSEN, "rejected": REJECTED, "train": len(corpus), "held_out": min(len(held_out), test),
         "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
     for when in ("before", "after"):
         if when == "after":
             result = trainer.run()
             figures |= {"steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 1)}
-        found = judge(trainer, held_out)
+        found = judge(trainer, held_out, test)
         reward, likelier = right(found)
         odds = (found[:, 2] - found[:, 3]).mean()
         figures[when] = {
@@ -107,12 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, default=Path("weights/m27-nano"))
     parser.add_argument("--folder", type=Path, default=Path("runs/preference"))
+    parser.add_argument("--train", type=int, default=160, help="pairs to learn from")
+    parser.add_argument("--test", type=int, default=100, help="held-out pairs to judge")
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of TrainConfig")
     given = parser.parse_args(arguments)
     try:
         config = change(styles(), dict(part.partition("=")[::2] for part in given.set))
-        figures = run(given.model, given.folder, config)
+        figures = run(given.model, given.folder, config, given.train, given.test)
     except (SettingError, shards.ShardError, checkpoint.CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """How often a model prefers what it should, on pairs that it has not learnt from.
 
-Goes through the run's own pass, so what is judged is what is trained; gradients are thrown away.
+Goes through the run's own pass, forwards alone, so what is judged is what is trained.
 
 Shapes: P pairs.
 """
@@ -20,9 +20,11 @@ from m27.train import feed
 from m27.train.loop import Trainer
 
 
-def judge(trainer: Trainer, corpus: Corpus) -> Tensor:
-    """Of each pair of `corpus`, in its order: rewards of the chosen and the rejected answer against what
-    the run began with, then their log-probabilities in nats, [P, 4], float64 on the CPU.
+@torch.no_grad()
+def judge(trainer: Trainer, corpus: Corpus, limit: int | None = None) -> Tensor:
+    """Of each pair of `corpus` (or of the first `limit`), in its order: rewards of the chosen and the
+    rejected answer against what the run began with, then their log-probabilities in nats, [P, 4], float64
+    on the CPU.
 
     Raises SettingError for a document that is no pair, and ValueError for one longer than a row.
     """
@@ -31,25 +33,24 @@ def judge(trainer: Trainer, corpus: Corpus) -> Tensor:
     trainer.rows.refresh()
     trainer.way.refresh()
     found = []
-    for host in _batches(trainer, corpus):
-        plan = scoring.plan(host)
+    for host in _batches(trainer, corpus, limit):
+        plan = replace(scoring.plan(host), learn=False)
         batch = replace(host.to(trainer.device), documents_BT=host.documents_BT)
         losses = trainer.way.run(batch, plan.to(trainer.device), 1.0, trainer.way.prepare(host))
-        trainer.optimiser.clear()
         if losses.figures_P4 is None:
             raise ValueError("the run's objective compares no answers")
         found.append(losses.figures_P4.cpu())
     return torch.cat(found)
 
 
-def _batches(trainer: Trainer, corpus: Corpus) -> Iterator[Batch]:
+def _batches(trainer: Trainer, corpus: Corpus, limit: int | None) -> Iterator[Batch]:
     """All documents in their order, as many in a row as fit."""
     data = trainer.config.data
     loader = feed.loader(feed.packer(corpus, replace(trainer.config, data=replace(data, tasks=None)), None),
                          trainer.config)  # fmt: skip
     rows: list[list[Draw]] = [[]]
     room = data.row
-    for number, length in enumerate(corpus.lengths.tolist()):
+    for number, length in enumerate(corpus.lengths.tolist()[:limit]):
         if length > data.row:
             raise ValueError(f"pair {number} is {length} ids long; a row holds {data.row}")
         if length > room:

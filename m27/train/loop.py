@@ -185,8 +185,8 @@ class Trainer:
 
     def _check_preference(self) -> None:
         data = self.config.data
-        if data.drop_prompt or data.kl_tasks:
-            raise SettingError("objective=preference: it knows no data.drop_prompt and no data.kl_tasks")
+        if data.drop_prompt or data.kl_tasks or self.config.z_loss:
+            raise SettingError("objective=preference: it knows no data.drop_prompt, data.kl_tasks and z_loss")
         if self.config.rows == "free":
             raise SettingError("objective=preference: it wants rows=maps or rows=frozen")
 

@@ -167,6 +167,8 @@ class MergedPass:
         base_mD = None if plan.teacher is None else self.base_states(plan.teacher)
         x_ND, h_ND = self.states(batch, where)
         losses, g_MD = head(self.rows, h_ND.detach(), batch, plan, base_mD, total_weight)
+        if not plan.learn:
+            return losses
         h_ND.index_select(0, batch.places_M).backward(g_MD.to(h_ND.dtype))
         if x_ND.grad is not None:
             self.rows.add_input_gradient(batch.ids_BT.flatten(), x_ND.grad)

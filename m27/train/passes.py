@@ -80,6 +80,8 @@ class FusedPass(_Direct):
         x_ND = self.rows.embed(ids_N)
         h_ND, tape = self.fused.forward(x_ND, batch.positions_BT.flatten(), where)
         losses, g_MD = head(self.rows, h_ND, batch, plan, base_mD, total_weight)
+        if not plan.learn:
+            return losses
         g_ND = torch.zeros_like(h_ND).index_copy_(0, batch.places_M, g_MD)
         self.rows.add_input_gradient(ids_N, self.fused.backward(g_ND, tape))
         return losses
@@ -132,6 +134,8 @@ class PlainPass(_Direct):
             )
         states_ND = h_ND.detach().to(self.dtype)
         losses, g_MD = head(self.rows, states_ND, batch, plan, base_mD, total_weight)
+        if not plan.learn:
+            return losses
         h_ND.index_select(0, batch.places_M).backward(g_MD.to(h_ND.dtype))
         if x_ND.grad is not None:
             self.rows.add_input_gradient(ids_N, x_ND.grad)

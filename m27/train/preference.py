@@ -78,7 +78,8 @@ def pair_head(
 ) -> tuple[Tensor, Tensor, Outcome]:
     """Cross-entropies [M] of the targets, the gradient [M, D] of their states, and what the pairs cost.
 
-    Two sweeps over the vocabulary: how much each target's loss weighs is known after the first.
+    Two sweeps over the vocabulary: how much each target's loss weighs is known after the first. Where
+    nothing is to be learnt, the second is left out and the gradient means nothing.
     """
     if plan.pairs is None:
         raise PreferenceError("a plan without pairs")
@@ -91,7 +92,7 @@ def pair_head(
     outcome = plan.pairs.outcome(own_M, base_M)
     weights_M = outcome.weights_M / total_weight
     g_MD = torch.empty_like(h_MD)
-    for group in plan.groups:
+    for group in plan.groups if plan.learn else ():
         at = group.index_m
         _, g_MD[at] = cross_entropy(
             h_MD[at], rows.table_VD, batch.targets_M[at], weights_M[at], rows.first, rows.grad_VD,

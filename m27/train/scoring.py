@@ -54,12 +54,14 @@ class Plan:
 
     With `pairs` answers are compared: the teacher is asked about all targets, and all are in groups too.
     `z_loss` is the weight of log(z)² in the loss of the groups' targets, see `cross_entropy`.
+    Where nothing is to be learnt of them, no gradient is formed.
     """
 
     groups: tuple[Group, ...]
     teacher: Teacher | None = None
     pairs: Pairs | None = None
     z_loss: float = 0.0
+    learn: bool = True
 
     def weight(self, batch: Batch) -> float:
         """What a step's gradient is divided by: the batch's share of it."""

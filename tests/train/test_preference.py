@@ -255,7 +255,7 @@ def test_what_holds_no_pairs_is_refused_and_pairs_are_not_learnt_as_text(tmp_pat
     for data in ({"drop_prompt": ("preference",)}, {"kl_tasks": {"preference": 0.5}}):
         config = pairs.config()
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
-        with pytest.raises(SettingError, match=r"no data\.drop_prompt"):
+        with pytest.raises(SettingError, match=r"no data\.drop_prompt, data\.kl_tasks and z_loss"):
             fixtures.trainer(tmp_path / "run", good, config)
 
 

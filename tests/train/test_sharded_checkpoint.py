@@ -32,6 +32,22 @@ def cut(rank, world, dim=0):
     return place
 
 
+class Two:
+    """The second of two ranks, and what the first one says of a step."""
+
+    rank, world, leads = 1, 2, True
+
+    def __init__(self, others_fail_at=None):
+        self.others_fail_at, self.asked = others_fail_at, 5
+
+    def place(self, name, shape):
+        return cut(1, 2)(name, shape) if name in WHOLE else Place.all_of(shape)
+
+    def any(self, flag):
+        self.asked -= 1
+        return flag or self.asked == self.others_fail_at
+
+
 def part(name, place):
     at = tuple(slice(o, o + n) for o, n in zip(place.offset, place.size, strict=True))
     return WHOLE[name][at]
@@ -62,7 +78,8 @@ def test_any_ranks_read_what_any_ranks_wrote(tmp_path, world, dim):
                     place = cut(rank, others, along)
                     found = reader.read("trained", name, place)
                     assert torch.equal(found, part(name, place(name, ())))
-    assert json.loads((tmp_path / "step-000003" / "state.json").read_text()) == {"step": 3, "tokens": 5}
+    state = json.loads((tmp_path / "step-000003" / "state.json").read_text())
+    assert (state["step"], state["tokens"], len(state["files"])) == (3, 5, world + 1)
 
 
 def test_the_training_goes_on_while_a_copy_is_written(tmp_path):
@@ -78,9 +95,27 @@ def test_the_training_goes_on_while_a_copy_is_written(tmp_path):
 
 def test_what_a_process_wrote_alone_is_read_in_slices(tmp_path):
     checkpoint.save(tmp_path, 3, WHOLE, {}, {})
-    found = checkpoint.latest(tmp_path, lambda n, s: cut(1, 2)(n, s) if n in WHOLE else Place.all_of(s))
+    found = checkpoint.latest(tmp_path, Two())
     assert torch.equal(found.trained["matrix"], WHOLE["matrix"][4:])
     assert found.optimiser["rng"].shape == torch.get_rng_state().shape
+
+
+def test_all_ranks_pass_over_what_one_of_them_finds_damaged(tmp_path, capsys):
+    for step in (3, 4):
+        for writer in (writers := [Writer(tmp_path, rank, 2) for rank in range(2)]):
+            rng = {"rng": torch.get_rng_state()}
+            groups = {"trained": {"w": torch.ones(2)}, "optimiser": rng}
+            writer.save(step, 1, groups, lambda n, s, lead=writer.rank == 0: Place.all_of(s, 2, lead), {})
+        for writer in writers:
+            writer.wait()
+    assert checkpoint.latest(tmp_path).step == 4
+    assert checkpoint.latest(tmp_path, Two(others_fail_at=4)).step == 3
+    path = tmp_path / "step-000004" / "part-00000-of-00002.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert checkpoint.latest(tmp_path).step == 3
+    assert "part-00000-of-00002.safetensors is not what was written; passed over" in capsys.readouterr().err
 
 
 def test_a_snapshot_of_which_a_part_is_missing_never_appears(tmp_path):
