@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from m27.data.loader import Batch
 from m27.model.decoder import Decoder
-from m27.model.layers import MLP
+from m27.model.layers import MLP, RMSNorm
 from m27.train.head import Losses
 from m27.train.kernels import can_compile
 from m27.train.objective import cross_entropy
@@ -95,15 +95,11 @@ class Whole(nn.Module):
 def compile_blocks(decoder: Decoder) -> None:
     """Have the compiler make each block one: on a GPU all of it, on a CPU its norms and its MLP, since there
     attention goes document by document, and no two rows are alike."""
+    on_gpu = decoder.output_weight.device.type == "cuda"
     for block in decoder.model.layers:
-        if decoder.output_weight.device.type == "cuda":
-            block.compile()
-            continue
-        parts = [block.input_layernorm, block.post_attention_layernorm]
-        if isinstance(block.mlp, MLP):
-            parts.append(block.mlp)
-        for part in parts:
-            part.compile()
+        for part in (block,) if on_gpu else block.modules():
+            if on_gpu or isinstance(part, MLP | RMSNorm):
+                part.compile()
 
 
 class WholePass:
