@@ -103,21 +103,16 @@ def test_twenty_kills_change_nothing(shards, tmp_path, way):
 
 
 def test_a_kill_at_each_moment_of_a_snapshot_loses_at_most_that_one(shards, tmp_path):
-    """Each file half written and written, before and after each rename and removal, of the third snapshot on."""
-    finish(tmp_path / "whole", shards, "muon", 4)
-    expected, reached, moment = outcome(tmp_path / "whole"), 0, 1
-    while True:
-        run = tmp_path / f"moment{moment}"
-        process = start(run, shards, "muon", 4, moment)
-        process.join(60)
-        if process.exitcode == 0:  # there are no more moments
-            break
+    """Each of three files half written and written, before and after each rename, before the removal."""
+    finish(tmp_path / "whole", shards, "muon", 8)
+    run, renamed = tmp_path / "parts", 8
+    killed(run, shards, "muon", 8, 3, random.Random(0))  # so that there are snapshots to remove
+    for moment in range(1, 12):
+        before = checkpoint.latest(run).step
+        process = start(run, shards, "muon", 8, moment)
+        process.join(300)
         assert process.exitcode == -9
-        before = checkpoint.latest(run)
-        assert (before.step if before else 0) >= max(reached - 1, 0)
-        reached = max(reached, before.step if before else 0)
-        finish(run, shards, "muon", 4)
-        equal(expected, outcome(run))
-        assert not list(run.glob(".step-*.[0-9]*"))
-        moment += 1 if moment < 8 else 5  # all of the first, then at every phase of those that follow
-    assert reached >= 3
+        assert checkpoint.latest(run).step == before + (moment >= renamed)
+    finish(run, shards, "muon", 8)
+    equal(outcome(tmp_path / "whole"), outcome(run))
+    assert not list(run.glob(".step-*"))
