@@ -378,7 +378,7 @@ class Trainer:
             )  # fmt: skip
         token = int(self.parallel.told(time.time() * 1000))
         optimiser = {**self.optimiser.state(), "rng": torch.get_rng_state()}
-        groups = {"trained": self.parameters, "optimiser": optimiser}
+        groups: dict[str, Mapping[str, Tensor]] = {"trained": self.parameters, "optimiser": optimiser}
         self.writer.save(self.step, token, groups, self.parallel.place, state)
         return self.run_folder / f"step-{self.step:06d}"
 
