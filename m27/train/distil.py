@@ -24,7 +24,7 @@ from m27.data.mixture import State
 from m27.model.decoder import Decoder
 from m27.train import checkpoint
 from m27.train.optim import OptimConfig, Optimiser
-from m27.train.routing import Balancer, RouterConfig, strength, token_media
+from m27.train.routing import Balancer, RouterConfig, strength
 
 Stream = Iterator[tuple[list[Batch], State]]
 # For each medium of MEDIA the ids (ascending) its targets are scored among; None: the vocabulary.
@@ -146,7 +146,7 @@ def fit(
     """
     parameters = dict(student.named_parameters())
     optimiser = Optimiser(parameters, config.optim)
-    balancer = Balancer(student, config.router)
+    balancer = Balancer(student, config.router, vocabulary)
     step, tokens, seconds, loader_state = 0, 0, 0.0, None
     found = checkpoint.latest(run)
     if found is not None:
@@ -174,14 +174,12 @@ def fit(
             losses, apart, g_MD = head(
                 h_MD.detach(), rows, batch, candidates, seen, config.share, grad_VD, config.piece
             )
-            keep_M = batch.documents_BT.flatten() >= 0
-            extra = sum(balancer.losses(routing, keep_M).values(), h_MD.new_zeros(()))
-            ((h_MD * g_MD).sum() + extra).div(len(micro)).backward()
+            loss = (h_MD * g_MD).sum() + (balancer(routing, batch) if routing else 0.0)
+            loss.div(len(micro)).backward()
             _add_gradient(rows, grad_VD / len(micro))
-            balancer.observe(routing, keep_M, token_media(batch.ids_BT.flatten(), vocabulary))
             tally.index_add_(0, batch.media_M, torch.stack((losses, torch.ones_like(losses)), 1).double())
             total_apart += float(apart.mean())
-            tokens += int(keep_M.sum())
+            tokens += int((batch.documents_BT >= 0).sum())
         optimiser.step((step + 1) / config.steps)
         step += 1
         balancer.update(strength(config.router, config.optim, step / config.steps))

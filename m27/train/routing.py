@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m27.data.loader import MEDIA
+from m27.data.loader import MEDIA, Batch
 from m27.model.decoder import Decoder
 from m27.model.moe import MoE, choose
 from m27.train.optim import OptimConfig
@@ -176,7 +176,7 @@ class Balancer:
 
     `observe` once a micro-batch, `update` once an optimiser step; `losses` gives what to add to the
     loss. The bias lies in each layer's `MoE.bias_E`, a view of one tensor held here, where the decoder
-    lies when this is made. `reduce` adds an int64 tensor up over ranks, in place; it is called once an
+    lies when this is made. `vocabulary` (that of a corpus's `meta`) tells the media apart. `reduce` adds an int64 tensor up over ranks, in place; it is called once an
     `update`, so every rank moves its bias alike. A dense decoder is fine: then nothing is done.
     """
 
@@ -184,9 +184,10 @@ class Balancer:
         self,
         decoder: Decoder,
         config: RouterConfig,
+        vocabulary: Mapping[str, object] | None = None,
         reduce: Callable[[Tensor], object] | None = None,
     ) -> None:
-        self.config, self.reduce = config, reduce
+        self.config, self.vocabulary, self.reduce = config, vocabulary, reduce
         self.layers = [module for module in decoder.modules() if isinstance(module, MoE)]
         experts = self.layers[0].gate.weight.shape[0] if self.layers else 0
         self.top_k = self.layers[0].top_k if self.layers else 0
@@ -199,6 +200,14 @@ class Balancer:
         self._total = torch.zeros_like(self._fresh)
         for layer, moe in enumerate(self.layers):
             moe.bias_E = self.applied_LE[layer] if config.bias_step > 0 else None
+
+    def __call__(self, routing: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Count a micro-batch's choices; back comes the sum of its router losses, a scalar."""
+        keep_M = (batch.documents_BT.flatten() >= 0).to(batch.ids_BT.device)
+        ids_M = batch.ids_BT.flatten()
+        self.observe(routing, keep_M, token_media(ids_M, self.vocabulary) if self.vocabulary else None)
+        losses = self.losses(routing, keep_M).values()
+        return sum(losses, torch.zeros((), device=ids_M.device))
 
     def losses(self, routing: Sequence[Tensor], keep_M: Tensor | None = None) -> dict[str, Tensor]:
         """`router_losses` under the present bias and strength."""
@@ -246,6 +255,10 @@ class Balancer:
         self._total += self._fresh
         self._fresh.zero_()
 
+    def forget(self) -> None:
+        """Drop the choices since the last `update`: of micro-batches gone through for nothing."""
+        self._fresh.zero_()
+
     def load(self, clear: bool = False) -> Load:
         """The choices counted by `update` since the last clearing, over all ranks."""
         found = Load(self._total.cpu().clone())
@@ -255,6 +268,8 @@ class Balancer:
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name; the counts of an unfinished step too."""
+        if not self.layers:
+            return {}
         return {
             "router.bias": self.bias_LE,
             "router.applied": self.applied_LE,
@@ -270,9 +285,10 @@ class Balancer:
             if name not in tensors or tensors[name].shape != mine.shape:
                 found = list(tensors[name].shape) if name in tensors else "missing"
                 raise ValueError(f"{name}: {found}, this model asks for {list(mine.shape)}")
-            if name != "router.strength":
+            if name == "router.strength":
+                self.strength = float(tensors[name])
+            else:
                 mine.copy_(tensors[name])
-        self.strength = float(tensors["router.strength"])
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,18 @@
 """The router's losses have their bounds, the bias evens the load, its state resumes, export is reported."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from m27.data.mixture import Corpus
+from m27.model.checkpoint import load, save
 from m27.model.config import SIZES
 from m27.model.decoder import Decoder
+from m27.train.loop import Trainer
 from m27.train.optim import OptimConfig
 from m27.train.routing import (
     Balancer,
@@ -20,6 +25,8 @@ from m27.train.routing import (
     token_media,
     z_loss,
 )
+from m27.train.rows import FreeRows
+from tests.train import fixtures
 
 CONFIG = replace(
     SIZES["tiny"], family="qwen3_moe", vocab_size=97, dim=32, head_dim=8, n_experts=8, top_k=2,
@@ -92,12 +99,11 @@ def test_losses_reach_every_router_and_weigh_as_told(decoder):
 def test_the_bias_evens_the_load_without_a_loss(decoder):
     balancer = Balancer(decoder, RouterConfig(bias_step=0.05))
     before = None
-    for _ in range(200):
+    for _ in range(100):
         balancer.observe(routed(decoder))
         balancer.update()
-        before = before or balancer.load(clear=True).by_layer()
-        last = balancer.load()
-        balancer.load(clear=True)
+        last = balancer.load(clear=True)
+        before = before or last.by_layer()
     assert max(before) > 1.6
     assert max(last.by_layer()) < 1.25
     assert decoder.model.layers[0].mlp.bias_E.any()
@@ -164,7 +170,7 @@ def test_state_resumes_exactly(decoder):
     again = Balancer(decoder, RouterConfig())
     again.load_state(kept)
     assert torch.equal(again.state()["router.fresh"], kept["router.fresh"])
-    again._fresh.zero_()
+    again.forget()
     run(again, 3)
     for name, tensor in straight.state().items():
         assert torch.equal(tensor, again.state()[name]), name
@@ -223,3 +229,62 @@ def test_media_of_ids():
     vocabulary = {"text": 10, "turn_end": 2, "image": [14, 20], "audio": [20, 24]}
     ids = torch.tensor([[0, 2, 9], [10, 13, 14], [19, 20, 23]])
     assert token_media(ids, vocabulary).tolist() == [[0, 1, 0], [1, 1, 2], [2, 3, 3]]
+
+
+def experts_run(folder: Path, shards: Corpus, steps: int = 6) -> Trainer:
+    model = fixtures.decoder(
+        fixtures.AUDIO[1], family="qwen3_moe", n_experts=4, top_k=2, expert_dim=32, shared_dim=16
+    )
+    settings = fixtures.config(
+        body="full", rows="free", steps=steps, router=RouterConfig(bias_step=0.05, gone=0.5),
+        optim=OptimConfig(decay=0.5),
+    )  # fmt: skip
+    return Trainer(settings, model, FreeRows(model, torch.float32), shards, folder, quiet=True)
+
+
+def test_the_loop_balances_resumes_exactly_and_ends_without_a_bias(tmp_path):
+    shards = fixtures.corpus(tmp_path / "shards")
+    straight = experts_run(tmp_path / "straight", shards)
+    whole = straight.run()
+    assert not straight.decoder.model.layers[0].mlp.bias_E.any()
+    assert straight.balancer.bias_LE.any()
+    experts_run(tmp_path / "parts", shards).run(until=2)
+    halfway = experts_run(tmp_path / "parts", shards)
+    assert halfway.decoder.model.layers[0].mlp.bias_E.any()
+    parts = halfway.run()
+    for name, tensor in whole.trained.items():
+        assert torch.equal(tensor, parts.trained[name]), name
+    save(straight.decoder, tmp_path / "stock")
+    assert load(tmp_path / "stock").config == straight.decoder.config.folded
+    lines = [json.loads(x) for x in (tmp_path / "straight/log.jsonl").read_text().splitlines()]
+    assert len(lines[-1]["load"]["layers"]) == 2
+    assert "image" in lines[-1]["load"]["media"]
+
+
+def test_router_losses_of_a_step_are_means_over_its_micro_batches(tmp_path):
+    trainer = experts_run(tmp_path / "run", fixtures.corpus(tmp_path / "shards"))
+    batches, _ = next(iter(trainer.loader))
+    total = float(sum(batch.weights_M.sum() for batch in batches))
+    gates = [block.mlp.gate.weight for block in trainer.decoder.model.layers]
+    gradients = []
+    for weight in (0.0, 1.0):
+        trainer.balancer.config = RouterConfig(balance=weight, balance_decay=weight, z=0.0)
+        for gate in gates:
+            gate.grad = None
+        for batch in batches:
+            trainer.way.run(batch, trainer.scoring.plan(batch), total)
+        gradients.append([gate.grad.clone() for gate in gates])
+    routed_twice: list[torch.Tensor] = []
+    expected = [torch.zeros_like(gate) for gate in gates]
+    for batch in batches:
+        routed_twice.clear()
+        model = trainer.decoder
+        model.hidden(
+            model.embed(batch.ids_BT), batch.positions_BT, batch.documents_BT, routing=routed_twice
+        )
+        loss = balancing_loss(routed_twice, 2, batch.documents_BT.flatten() >= 0)
+        share = float(batch.weights_M.sum()) / total
+        for sum_, grad in zip(expected, torch.autograd.grad(loss * share, gates), strict=True):
+            sum_ += grad
+    for off, on, want in zip(*gradients, expected, strict=True):
+        torch.testing.assert_close(on - off, want, rtol=1e-3, atol=1e-5)
