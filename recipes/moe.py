@@ -42,7 +42,8 @@ SHARDS = Path(".cache/shards/whole")
 @dataclass(frozen=True)
 class MoeConfig:
     """The run. Steps are of `rows` rows of `row` tokens. `upcycling` keeps the active inner units of an
-    MLP as they are: 8 experts of half the width, two a token."""
+    MLP as they are: 8 experts of half the width, two a token. The last `held` documents of each task
+    are not trained on, and the last `measured` of them are measured on."""
 
     model: Config = Config(
         "qwen3", vocab_size=NANO_VOCAB, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32,
@@ -57,11 +58,13 @@ class MoeConfig:
         }
     )  # fmt: skip
     held: int = 150
+    measured: int = 100
     rows: int = 4
     row: int = 1024
     parent_steps: int = 350
-    branch_steps: int = 350
-    distil_steps: int = 120
+    branch_steps: int = 220
+    distil_steps: int = 60
+    warmup_steps: int = 18
     lr: float = 3e-3
     seed: int = 0
 
@@ -198,7 +201,9 @@ def execute(config: MoeConfig, run: Path, out: Path, shards: Path = SHARDS) -> d
     def trained(
         name: str, model: Decoder, steps: int, seed: int, decay: float, teacher: Decoder | None = None
     ) -> Decoder:
-        optim = OptimConfig(lr=config.lr, beta2=0.95, weight_decay=0.1, decay=decay, warmup=0.05)
+        optim = OptimConfig(
+            lr=config.lr, beta2=0.95, weight_decay=0.1, decay=decay, warmup=config.warmup_steps / steps
+        )
         settings = FitConfig(steps=steps, optim=optim, router=config.router)
         fit(
             model, stream(seed), settings, run / name, vocabulary, teacher, candidates,
@@ -210,17 +215,17 @@ def execute(config: MoeConfig, run: Path, out: Path, shards: Path = SHARDS) -> d
     parent = trained("parent", Decoder(config.model), config.parent_steps, 1, 0.0)
     # The same documents in the same order for both: what differs is the model alone.
     dense = trained("dense", copy.deepcopy(parent), config.branch_steps, 2, 0.3)
-    begun = copy.deepcopy(upcycle(parent, config.upcycling))
-    experts = trained("moe", copy.deepcopy(begun), config.branch_steps, 2, 0.3)
+    experts = trained("moe", copy.deepcopy(upcycle(parent, config.upcycling)), config.branch_steps, 2, 0.3)
     load_LE = _training_load(experts, stream(3)(None), vocabulary, 8)
     merged = merge(experts, config.upcycling.split, load_LE)
     distilled = trained("distilled", copy.deepcopy(merged), config.distil_steps, 4, 0.5, experts)
     longer = trained("longer", copy.deepcopy(dense), config.distil_steps, 4, 0.5)
     models = {
-        "parent": parent, "begun": begun, "dense": dense, "moe": experts, "merged": merged,
+        "parent": parent, "dense": dense, "moe": experts, "merged": merged,
         "distilled": distilled, "longer": longer,
     }  # fmt: skip
-    sums, loads = report_losses(models, corpus, held, config, candidates)
+    measured = held_out(corpus, list(config.tasks), config.measured)
+    sums, loads = report_losses(models, corpus, measured, config, candidates)
     tokens = config.rows * config.row
     result = {
         "config": asdict(config),
@@ -230,7 +235,7 @@ def execute(config: MoeConfig, run: Path, out: Path, shards: Path = SHARDS) -> d
         },
         "tokens": {
             "parent": config.parent_steps * tokens, "branch": config.branch_steps * tokens,
-            "distil": config.distil_steps * tokens, "held_documents": len(held),
+            "distil": config.distil_steps * tokens, "held_documents": len(measured),
         },
         "against_dense": table(sums, "dense"),
         "distilled_against_longer": table(
