@@ -60,7 +60,9 @@ class Contender:
         """Gradients of the mean state, and of the router's losses."""
         self.adamw.zero_grad(set_to_none=False)
         routing: list[Tensor] = []
-        with torch.autocast(self.ids_BT.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(
+            self.ids_BT.device.type, self.dtype, enabled=self.dtype != torch.float32
+        ):
             h_BTD = self.decoder.hidden(self.decoder.embed(self.ids_BT), routing=routing)
             loss = h_BTD.float().square().mean()
         for extra in self.balancer.losses(routing).values():
@@ -152,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     runtime.set_threads(args.threads)
-    found = measure(args.device, getattr(torch, args.dtype), args.tokens, args.layers, args.rounds, args.clock)
+    found = measure(
+        args.device, getattr(torch, args.dtype), args.tokens, args.layers, args.rounds, args.clock
+    )
     text = json.dumps(found, indent=2)
     print(text)
     if args.out is not None:

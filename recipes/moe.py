@@ -37,6 +37,10 @@ from m27.train.optim import OptimConfig
 from m27.train.routing import Balancer, RouterConfig, token_media
 
 SHARDS = Path(".cache/shards/whole")
+MODEL = Config(
+    "qwen3", vocab_size=NANO_VOCAB, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32,
+    ffn_dim=512, norm_eps=1e-6, tied=True, max_len=2048,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,9 @@ class MoeConfig:
     MLP as they are: 8 experts of half the width, two a token. The last `held` documents of each task
     are not trained on, and the last `measured` of them are measured on."""
 
-    model: Config = Config(
-        "qwen3", vocab_size=NANO_VOCAB, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32,
-        ffn_dim=512, norm_eps=1e-6, tied=True, max_len=2048,
-    )  # fmt: skip
-    upcycling: Upcycling = Upcycling(n_experts=8, top_k=2, split=2, drop=0.0)
-    router: RouterConfig = RouterConfig(bias_step=0.03)
+    model: Config = MODEL
+    upcycling: Upcycling = field(default_factory=lambda: Upcycling(8, 2, split=2))
+    router: RouterConfig = field(default_factory=lambda: RouterConfig(bias_step=0.03))
     tasks: Mapping[str, float] = field(
         default_factory=lambda: {
             "story": 0.2, "story_count": 0.2, "place_pictures": 0.15, "draw": 0.15,
@@ -123,7 +124,7 @@ def report_losses(
     sums, loads = {}, {}
     for name, model in models.items():
         table = np.zeros((len(held), len(MEDIA), 2))
-        counter = Balancer(model, RouterConfig(bias_step=0)) if model.config.n_experts else None
+        counter = counting(model, corpus) if model.config.n_experts else None
         first = 0
         for row in rows:
             batch = loader.collate([row])
@@ -132,7 +133,7 @@ def report_losses(
             values = torch.stack((losses, torch.ones_like(losses)), 1).numpy()
             np.add.at(table, (document.numpy(), batch.media_M.numpy()), values)
             if counter is not None:
-                _count(model, batch, counter, corpus)
+                _count(model, batch, counter)
             first += len(row)
         sums[name] = table
         if counter is not None:
@@ -140,12 +141,16 @@ def report_losses(
     return sums, loads
 
 
+def counting(model: Decoder, corpus: Corpus) -> Balancer:
+    """Who counts the choices of `model` and moves nothing."""
+    return Balancer(model, RouterConfig(bias_step=0), corpus.meta["vocabulary"])
+
+
 @torch.no_grad()
-def _count(model: Decoder, batch: Batch, counter: Balancer, corpus: Corpus) -> None:
+def _count(model: Decoder, batch: Batch, counter: Balancer) -> None:
     routing: list[Tensor] = []
     model.hidden(model.embed(batch.ids_BT), batch.positions_BT, batch.documents_BT, routing=routing)
-    media = token_media(batch.ids_BT.flatten(), corpus.meta["vocabulary"])
-    counter.observe(routing, batch.documents_BT.flatten() >= 0, media)
+    counter(routing, batch)
     counter.update()
 
 
@@ -172,7 +177,8 @@ def table(sums: Mapping[str, NDArray[np.float64]], against: str) -> dict[str, An
     out: dict[str, Any] = {}
     for name, part in sums.items():
         out[name] = {}
-        for medium, pick in (("all", slice(None)), *((m, slice(i, i + 1)) for i, m in enumerate(MEDIA))):
+        picks = {"all": slice(None), **{m: slice(i, i + 1) for i, m in enumerate(MEDIA)}}
+        for medium, pick in picks.items():
             mine, theirs = (x[:, pick].sum(1) for x in (part, sums[against]))
             kept = mine[:, 1] > 0
             if kept.any():
@@ -199,11 +205,10 @@ def execute(config: MoeConfig, run: Path, out: Path, shards: Path = SHARDS) -> d
         return begin
 
     def trained(
-        name: str, model: Decoder, steps: int, seed: int, decay: float, teacher: Decoder | None = None
+        name: str, model: Decoder, steps: int, seed: int, decay: float, teacher: Any = None
     ) -> Decoder:
-        optim = OptimConfig(
-            lr=config.lr, beta2=0.95, weight_decay=0.1, decay=decay, warmup=config.warmup_steps / steps
-        )
+        warmup = min(1.0, config.warmup_steps / steps)
+        optim = OptimConfig(lr=config.lr, beta2=0.95, weight_decay=0.1, decay=decay, warmup=warmup)
         settings = FitConfig(steps=steps, optim=optim, router=config.router)
         fit(
             model, stream(seed), settings, run / name, vocabulary, teacher, candidates,
@@ -215,8 +220,9 @@ def execute(config: MoeConfig, run: Path, out: Path, shards: Path = SHARDS) -> d
     parent = trained("parent", Decoder(config.model), config.parent_steps, 1, 0.0)
     # The same documents in the same order for both: what differs is the model alone.
     dense = trained("dense", copy.deepcopy(parent), config.branch_steps, 2, 0.3)
-    experts = trained("moe", copy.deepcopy(upcycle(parent, config.upcycling)), config.branch_steps, 2, 0.3)
-    load_LE = _training_load(experts, stream(3)(None), vocabulary, 8)
+    begun = copy.deepcopy(upcycle(parent, config.upcycling))
+    experts = trained("moe", begun, config.branch_steps, 2, 0.3)
+    load_LE = _training_load(experts, stream(3)(None), corpus, 8)
     merged = merge(experts, config.upcycling.split, load_LE)
     distilled = trained("distilled", copy.deepcopy(merged), config.distil_steps, 4, 0.5, experts)
     longer = trained("longer", copy.deepcopy(dense), config.distil_steps, 4, 0.5)
@@ -249,20 +255,13 @@ def execute(config: MoeConfig, run: Path, out: Path, shards: Path = SHARDS) -> d
 
 
 def _training_load(
-    model: Decoder, batches: Iterator[tuple[list[Batch], State]], vocabulary: Any, steps: int
+    model: Decoder, batches: Iterator[tuple[list[Batch], State]], corpus: Corpus, steps: int
 ) -> Tensor:
     """How often each expert is chosen, [L, E], over some steps of the training stream."""
-    counter = Balancer(model, RouterConfig(bias_step=0))
+    counter = counting(model, corpus)
     for _ in range(steps):
         for batch in next(batches)[0]:
-            routing: list[Tensor] = []
-            with torch.no_grad():
-                model.hidden(
-                    model.embed(batch.ids_BT), batch.positions_BT, batch.documents_BT, routing=routing
-                )
-            media = token_media(batch.ids_BT.flatten(), vocabulary)
-            counter.observe(routing, batch.documents_BT.flatten() >= 0, media)
-            counter.update()
+            _count(model, batch, counter)
     return counter.load().counts_LEC.sum(-1)
 
 

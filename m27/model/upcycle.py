@@ -197,4 +197,3 @@ def unfold(model: Decoder, shared_dim: int) -> Decoder:
         for part, weight in zip(_PARTS, (shared[0, 0], shared[0, 1], shared_down[0]), strict=True):
             state[f"{stem}.shared.{part}_proj.weight"] = weight.contiguous()
     return rebuilt(config, state, model)
-

@@ -98,9 +98,7 @@ def head(
     return losses, apart, g_MD
 
 
-def _scored_among(
-    batch: Batch, candidates: Candidates
-) -> Iterator[tuple[Tensor | None, Tensor]]:
+def _scored_among(batch: Batch, candidates: Candidates) -> Iterator[tuple[Tensor | None, Tensor]]:
     """(ids scored among, places of the targets that are), media with the same ids together."""
     if candidates is None:
         yield None, torch.arange(len(batch.targets_M))
@@ -162,6 +160,7 @@ def fit(
     begun = time.perf_counter() - seconds
     tally = torch.zeros(len(MEDIA), 2, dtype=torch.float64)
     run.mkdir(parents=True, exist_ok=True)
+    _cut_log(run / "log.jsonl", step)
     while step < config.steps:
         micro, loader_state = next(batches)
         total_apart = 0.0
@@ -177,7 +176,8 @@ def fit(
             loss = (h_MD * g_MD).sum() + (balancer(routing, batch) if routing else 0.0)
             loss.div(len(micro)).backward()
             _add_gradient(rows, grad_VD / len(micro))
-            tally.index_add_(0, batch.media_M, torch.stack((losses, torch.ones_like(losses)), 1).double())
+            counted = torch.stack((losses, torch.ones_like(losses)), 1).double()
+            tally.index_add_(0, batch.media_M, counted)
             total_apart += float(apart.mean())
             tokens += int((batch.documents_BT >= 0).sum())
         optimiser.step((step + 1) / config.steps)
@@ -204,6 +204,14 @@ def fit(
             checkpoint.save(run, step, parameters, kept, state, keep=1)
     student.eval()
     return balancer
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop the lines of steps that are gone through again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 @torch.no_grad()

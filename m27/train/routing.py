@@ -68,8 +68,8 @@ def balancing_loss(
     """
     total = routing[0].new_zeros((), dtype=torch.float32)
     for layer, logits_ME in enumerate(routing):
-        experts = logits_ME.shape[1]
-        chosen_Mk = choose(logits_ME.detach(), top_k, None if bias_LE is None else bias_LE[layer])[1]
+        experts, bias_E = logits_ME.shape[1], None if bias_LE is None else bias_LE[layer]
+        chosen_Mk = choose(logits_ME.detach(), top_k, bias_E)[1]
         keep, count = _kept(keep_M, logits_ME)
         share_E = (F.one_hot(chosen_Mk, experts).sum(1) * keep).sum(0) / count
         chance_E = (logits_ME.float().softmax(-1) * keep).sum(0) / count
@@ -174,10 +174,11 @@ def _uneven(counts_E: Tensor) -> float:
 class Balancer:
     """Counts the choices of every expert layer of `decoder`, and moves the selection bias.
 
-    `observe` once a micro-batch, `update` once an optimiser step; `losses` gives what to add to the
-    loss. The bias lies in each layer's `MoE.bias_E`, a view of one tensor held here, where the decoder
-    lies when this is made. `vocabulary` (that of a corpus's `meta`) tells the media apart. `reduce` adds an int64 tensor up over ranks, in place; it is called once an
-    `update`, so every rank moves its bias alike. A dense decoder is fine: then nothing is done.
+    Called once a micro-batch with the router logits it counts and gives what to add to the loss; `update`
+    once an optimiser step. The bias lies in each layer's `MoE.bias_E`, a view of one tensor held here,
+    where the decoder lies when this is made. `vocabulary` (that of a corpus's `meta`) tells the media
+    apart. `reduce` adds an int64 tensor up over ranks, in place; it is called once an `update`, so every
+    rank moves its bias alike. A dense decoder is fine: then nothing is done.
     """
 
     def __init__(
@@ -203,11 +204,11 @@ class Balancer:
 
     def __call__(self, routing: Sequence[Tensor], batch: Batch) -> Tensor:
         """Count a micro-batch's choices; back comes the sum of its router losses, a scalar."""
-        keep_M = (batch.documents_BT.flatten() >= 0).to(batch.ids_BT.device)
         ids_M = batch.ids_BT.flatten()
-        self.observe(routing, keep_M, token_media(ids_M, self.vocabulary) if self.vocabulary else None)
-        losses = self.losses(routing, keep_M).values()
-        return sum(losses, torch.zeros((), device=ids_M.device))
+        keep_M = (batch.documents_BT.flatten() >= 0).to(ids_M.device)
+        media_M = token_media(ids_M, self.vocabulary) if self.vocabulary else None
+        self.observe(routing, keep_M, media_M)
+        return sum(self.losses(routing, keep_M).values(), torch.zeros((), device=ids_M.device))
 
     def losses(self, routing: Sequence[Tensor], keep_M: Tensor | None = None) -> dict[str, Tensor]:
         """`router_losses` under the present bias and strength."""
@@ -332,9 +333,7 @@ def export_change(
         for moe, bias_E in zip(layers, held, strict=True):
             moe.bias_E = bias_E
     (ours, chosen), (theirs, other) = outcomes
-    rerouted = [
-        float((a != b).any(-1).float().mean()) for a, b in zip(chosen, other, strict=True)
-    ]
+    rerouted = [float((a != b).any(-1).float().mean()) for a, b in zip(chosen, other, strict=True)]
     p = ours.log_softmax(-1)
     apart = (p.exp() * (p - theirs.log_softmax(-1))).sum(-1).mean()
     return ExportChange(rerouted, float(apart), float((ours - theirs).abs().max()))

@@ -88,7 +88,8 @@ def test_losses_reach_every_router_and_weigh_as_told(decoder):
     assert list(losses) == ["balance", "z"]
     torch.testing.assert_close(losses["balance"], 0.1 * balancing_loss(routing, 2))
     torch.testing.assert_close(
-        router_losses(routing, config, 2, strength=0.25)["balance"], 0.4 * balancing_loss(routing, 2)
+        router_losses(routing, config, 2, strength=0.25)["balance"],
+        0.4 * balancing_loss(routing, 2),
     )
     sum(losses.values()).backward()
     assert all(block.mlp.gate.weight.grad.abs().sum() > 0 for block in decoder.model.layers)
