@@ -1,5 +1,7 @@
 """Experts: the grouped path equals the loop, the router its definition, what is folded its original."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,19 @@ def test_an_expert_nobody_chose_is_left_alone(experts):
     torch.testing.assert_close(y, experts.one(0, x) + experts.one(3, x))
     for grad in (gate_up, down):
         assert [bool(g.any()) for g in grad] == [e in (0, 3) for e in range(CONFIG.n_experts)]
+
+
+@pytest.mark.parametrize(("width", "inner", "dtype"), [(6, 5, torch.float32), (64, 48, torch.float64)])
+def test_what_the_grouped_product_does_not_take_goes_one_by_one(width, inner, dtype):
+    config = replace(CONFIG, dim=width, expert_dim=inner)
+    experts = Experts(config).to(dtype)
+    for parameter in experts.parameters():
+        nn.init.normal_(parameter)
+    x, weights = torch.randn(9, width, dtype=dtype), torch.rand(9, 2, dtype=dtype)
+    chosen = torch.rand(9, CONFIG.n_experts).topk(2).indices
+    want = experts.loop(x, chosen, weights)
+    torch.testing.assert_close(experts(x, chosen, weights), want)
+    experts(x, chosen, weights).sum().backward()  # a gradient whose rows are one row
 
 
 def test_no_token_at_all(experts):
