@@ -100,8 +100,8 @@ def occurring(corpus: Corpus, tasks: Sequence[str]) -> list[Tensor]:
     seen = torch.zeros(corpus.meta["vocabulary"]["size"], dtype=torch.bool)
     for task in tasks:
         for number in np.flatnonzero(corpus.task_of == corpus.tasks.index(task)):
-            ids, loss = corpus.document(int(number))
-            seen[torch.from_numpy(ids[1:][loss[1:]])] = True
+            document, loss = corpus.document(int(number))
+            seen[torch.from_numpy(document[1:][loss[1:]])] = True
     ids = seen.nonzero().flatten()
     media = token_media(ids, corpus.meta["vocabulary"])
     words = ids[media < MEDIA.index("image")]

@@ -64,7 +64,8 @@ class Experts(nn.Module):
         order = flat.argsort(stable=True)
         home = torch.empty_like(order)
         home[order] = torch.arange(len(order), device=order.device)
-        counts_E = torch.bincount(flat, minlength=self.gate_up_proj.shape[0])
+        # Not `bincount`, for whose length the host waits on a GPU.
+        counts_E = flat.new_zeros(len(self.gate_up_proj)).index_add_(0, flat, torch.ones_like(flat))
         x_sorted = spread(x_MD, order, home, top_k)
         y_sorted = self.sorted(x_sorted, counts_E)
         y_MkD = permute(y_sorted, home, order).unflatten(0, (-1, top_k))

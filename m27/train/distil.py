@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,7 +132,7 @@ def fit(
     stream: Callable[[State | None], Stream],
     config: FitConfig,
     run: Path,
-    vocabulary: dict[str, object],
+    vocabulary: Mapping[str, Any],
     teacher: Decoder | None = None,
     candidates: Candidates = None,
     say: Callable[[str], None] = print,

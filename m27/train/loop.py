@@ -106,8 +106,7 @@ class Trainer:
             self._refer()
         learned = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.optimiser = Optimiser(learned, config.optim, self.parallel)
-        vocabulary = corpus.meta["vocabulary"]
-        self.balancer = Balancer(decoder, config.router, vocabulary, self.parallel.sums)
+        self.balancer = Balancer(decoder, config.router, corpus.meta["vocabulary"], self.parallel.sums)
         self.step = self.tokens = 0
         self.seconds = 0.0
         self._stop = threading.Event()
@@ -313,7 +312,6 @@ class Trainer:
         return itertools.chain([first], steps)
 
     def _train_step(self, batches: list[Planned]) -> dict[str, object]:
-        progress = self.progress
         self.rows.refresh()
         self.way.refresh()
         self.tally.clear()
@@ -336,7 +334,7 @@ class Trainer:
         self.rows.backward()
         self.way.collect()
         self.parallel.collect(self.parameters)
-        scale, norm = self.optimiser.step(progress)
+        scale, norm = self.optimiser.step(self.progress)
         self.step += 1
         self.balancer.update(strength(self.config.router, self.config.optim, self.progress))
         loss = float(self.parallel.sums(sums.sum()))
@@ -387,8 +385,7 @@ class Trainer:
                 self.run_folder, self.step, self.trained(), optimiser, state, self.config.keep
             )
         token = int(self.parallel.told(time.time() * 1000))
-        optimiser["rng"] = torch.get_rng_state()
-        groups = {"trained": self.parameters, "optimiser": optimiser}
+        groups = {"trained": self.parameters, "optimiser": {**optimiser, "rng": torch.get_rng_state()}}
         self.writer.save(self.step, token, groups, self.parallel.place, state)
         return self.run_folder / f"step-{self.step:06d}"
 

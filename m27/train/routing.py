@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,12 +122,12 @@ def router_losses(
     return out
 
 
-def token_media(ids: Tensor, vocabulary: Mapping[str, object]) -> Tensor:
+def token_media(ids: Tensor, vocabulary: Mapping[str, Any]) -> Tensor:
     """The index in `MEDIA` of each id, same shape; `vocabulary` is that of a corpus's `meta`."""
     text, turn_end = vocabulary["text"], vocabulary["turn_end"]
     out = ((ids >= text) | (ids == turn_end)).long() * MEDIA.index("control")
     for medium in ("image", "audio"):
-        begin, end = vocabulary[medium]  # type: ignore[misc]
+        begin, end = vocabulary[medium]
         out = torch.where((ids >= begin) & (ids < end), MEDIA.index(medium), out)
     return out
 
@@ -157,7 +158,7 @@ class Load:
         """Rounded figures for a log: by layer, by medium (mean and worst layer), experts idle."""
         media = self.by_medium()
         return {
-            "layers": [round(value, 3) for value in self.by_layer()],
+            "layers": {str(i): round(value, 3) for i, value in enumerate(self.by_layer())},
             "media": {
                 name: {"mean": round(sum(values) / len(values), 3), "worst": round(max(values), 3)}
                 for name, values in media.items()
@@ -185,7 +186,7 @@ class Balancer:
         self,
         decoder: Decoder,
         config: RouterConfig,
-        vocabulary: Mapping[str, object] | None = None,
+        vocabulary: Mapping[str, Any] | None = None,
         reduce: Callable[[Tensor], object] | None = None,
     ) -> None:
         self.config, self.vocabulary, self.reduce = config, vocabulary, reduce

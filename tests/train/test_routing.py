@@ -238,7 +238,7 @@ def experts_run(folder: Path, shards: Corpus, steps: int = 6) -> Trainer:
     )
     settings = fixtures.config(
         body="full", rows="free", steps=steps, router=RouterConfig(bias_step=0.05, gone=0.5),
-        optim=OptimConfig(decay=0.5),
+        optim=OptimConfig(decay=0.5), log=("none",),
     )  # fmt: skip
     return Trainer(settings, model, FreeRows(model, torch.float32), shards, folder, quiet=True)
 
