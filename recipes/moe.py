@@ -224,33 +224,31 @@ def execute(config: MoeConfig, run: Path, out: Path, shards: Path = SHARDS) -> d
     experts = trained("moe", begun, config.branch_steps, 2, 0.3)
     load_LE = _training_load(experts, stream(3)(None), corpus, 8)
     merged = merge(experts, config.upcycling.split, load_LE)
+    measured = held_out(corpus, list(config.tasks), config.measured)
+    sums: dict[str, NDArray[np.float64]] = {}
+    result: dict[str, Any] = {
+        "config": asdict(config), "held_documents": len(measured), "sizes": {}, "load_held_out": {},
+    }  # fmt: skip
+
+    def measure(models: Mapping[str, Decoder]) -> None:
+        """Measure some more models, and write what is known by now."""
+        found, loads = report_losses(models, corpus, measured, config, candidates)
+        sums.update(found)
+        result["load_held_out"] |= loads
+        for name, model in models.items():
+            row = size_row(name, model.config)
+            result["sizes"][name] = {"parameters": row.parameters, "active": row.active_parameters}
+        result["against_dense"] = table(sums, "dense")
+        if "longer" in sums:
+            pair = {name: sums[name] for name in ("distilled", "longer")}
+            result["distilled_against_longer"] = table(pair, "longer")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, result)
+
+    measure({"parent": parent, "dense": dense, "moe": experts, "merged": merged})
     distilled = trained("distilled", copy.deepcopy(merged), config.distil_steps, 4, 0.5, experts)
     longer = trained("longer", copy.deepcopy(dense), config.distil_steps, 4, 0.5)
-    models = {
-        "parent": parent, "dense": dense, "moe": experts, "merged": merged,
-        "distilled": distilled, "longer": longer,
-    }  # fmt: skip
-    measured = held_out(corpus, list(config.tasks), config.measured)
-    sums, loads = report_losses(models, corpus, measured, config, candidates)
-    tokens = config.rows * config.row
-    result = {
-        "config": asdict(config),
-        "sizes": {
-            name: {"parameters": row.parameters, "active": row.active_parameters}
-            for name, row in ((n, size_row(n, m.config)) for n, m in models.items())
-        },
-        "tokens": {
-            "parent": config.parent_steps * tokens, "branch": config.branch_steps * tokens,
-            "distil": config.distil_steps * tokens, "held_documents": len(measured),
-        },
-        "against_dense": table(sums, "dense"),
-        "distilled_against_longer": table(
-            {"distilled": sums["distilled"], "longer": sums["longer"]}, "longer"
-        ),
-        "load_held_out": loads,
-    }  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, result)
+    measure({"distilled": distilled, "longer": longer})
     return result
 
 
