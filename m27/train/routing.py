@@ -47,11 +47,14 @@ class RouterConfig:
 
 
 def strength(config: RouterConfig, optim: OptimConfig, progress: float) -> float:
-    """The factor on the selection bias at `progress` in 0..1 of a run: 1, then evenly down to 0."""
-    begin, length = 1 - optim.decay, optim.decay * config.gone
-    if progress < begin:
-        return 1.0
-    return max(0.0, 1 - (progress - begin) / length) if length > 0 else 0.0
+    """The factor on the selection bias at `progress` in 0..1 of a run: 1, then evenly down to 0.
+
+    Where the schedule has no decay, or a shorter one, it fades in the last tenth of the run all the same:
+    what is exported has no bias, and the weights must have time to do without.
+    """
+    decay = max(optim.decay, 0.1)
+    faded = (progress - (1 - decay)) / max(decay * config.gone, 1e-9)
+    return min(max(1 - faded, 0.0), 1.0)
 
 
 def balancing_loss(

@@ -187,6 +187,8 @@ def test_the_bias_is_gone_before_the_end_and_the_export_is_what_was_trained(deco
     assert steps[:7] == [1.0] * 7
     assert steps[7] == pytest.approx(0.5)
     assert steps[8:] == pytest.approx([0, 0, 0])
+    assert strength(config, OptimConfig(decay=0.0), 0.89) == 1.0  # no decay: the last tenth
+    assert strength(config, OptimConfig(decay=0.0), 0.95) == pytest.approx(0)
     balancer = Balancer(decoder, config)
     for _ in range(20):
         balancer.observe(routed(decoder))
