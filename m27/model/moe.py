@@ -98,11 +98,13 @@ class Experts(nn.Module):
 
 
 def _has_grouped(x_ND: Tensor, down_EDF: Tensor) -> bool:
-    """Whether `F.grouped_mm` takes these: rows of a multiple of 16 bytes; on CUDA bfloat16 alone."""
+    """Whether `F.grouped_mm` takes these: rows of a multiple of 16 bytes; on CUDA, and where a compiler
+    traces it, bfloat16 alone."""
     widths = x_ND.shape[1], down_EDF.shape[2]
     aligned = all(width * x_ND.dtype.itemsize % 16 == 0 for width in widths) and len(x_ND) > 0
     narrow = x_ND.dtype == torch.bfloat16
-    on_cpu = x_ND.device.type == "cpu" and (narrow or x_ND.dtype == torch.float32)
+    single = x_ND.dtype == torch.float32 and not torch.compiler.is_compiling()
+    on_cpu = x_ND.device.type == "cpu" and (narrow or single)
     return aligned and (on_cpu or (x_ND.is_cuda and narrow))
 
 

@@ -379,13 +379,13 @@ class Trainer:
             "model": asdict(self.decoder.config),
             "config": json.loads(json.dumps(asdict(self.config))),
         }  # fmt: skip
-        optimiser = {**self.optimiser.state(), **self.balancer.state()}
+        optimiser = {**self.optimiser.state(), **self.balancer.state(), "rng": torch.get_rng_state()}
         if self.writer is None:
             return checkpoint.save(
                 self.run_folder, self.step, self.trained(), optimiser, state, self.config.keep
             )
+        groups: dict[str, Mapping[str, Tensor]] = {"trained": self.parameters, "optimiser": optimiser}
         token = int(self.parallel.told(time.time() * 1000))
-        groups = {"trained": self.parameters, "optimiser": {**optimiser, "rng": torch.get_rng_state()}}
         self.writer.save(self.step, token, groups, self.parallel.place, state)
         return self.run_folder / f"step-{self.step:06d}"
 
