@@ -64,7 +64,7 @@ class MoeConfig:
     row: int = 1024
     parent_steps: int = 350
     branch_steps: int = 220
-    distil_steps: int = 60
+    distil_steps: int = 40
     warmup_steps: int = 18
     lr: float = 3e-3
     seed: int = 0
