@@ -14,9 +14,10 @@ import argparse
 import dataclasses
 import gc
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import machine
 from benchmarks.live import Live
+from m27 import runtime
+from m27.codec.media import write_atomic
 from m27.data.loader import Batch
-from m27.model.config import SIZES, Config
+from m27.model.config import Config
 from m27.model.decoder import Decoder
 from m27.train.lora import Adapters, LoraConfig
 from m27.train.optim import OptimConfig, Optimiser
@@ -112,32 +116,37 @@ class Run:
         self.optimiser.step(0.5)
 
 
-def held(root: Run) -> list[Tensor]:
-    """Every tensor that the garbage collector can see."""
-    return [t for t in gc.get_objects() if isinstance(t, Tensor)]
-
-
-def count(case: Case, where: Any = None) -> dict[str, int]:
-    """Bytes that the case's steps take, counted: at rest, by part, and the peak of the second step."""
+def count(case: Case) -> dict[str, int]:
+    """Bytes of live tensors: at rest between two steps, of gradients and moments, and the second step's peak."""
     run = Run(case)
-    own = held(run)
-    with Live(own, where) as live:
+    own = [x for x in gc.get_objects() if type(x) in (Tensor, torch.nn.Parameter)]
+    with Live(own) as live:
         del own
         run.step()
         at_rest = live.now
         live.restart()
         run.step()
-        state = run.optimiser.state().values()
-        grads = [p.grad for p in run.learned.values() if p.grad is not None]
-        found = {
-            "peak": live.peak,
-            "rest": at_rest,
-            "gradients": sum(g.nbytes for g in grads),
-            "optimiser": sum(s.nbytes for s in state),
-        }
-        if where is not None:
-            found["by"] = {k: v for k, v in live.at_peak.most_common(40)}
-        return found
+        peak = live.peak
+    grads = [p.grad for p in run.learned.values() if p.grad is not None]
+    return {
+        "peak": peak, "rest": at_rest, "gradients": sum(g.nbytes for g in grads),
+        "optimiser": sum(s.nbytes for s in run.optimiser.state().values()),
+    }  # fmt: skip
+
+
+def resident(case: Case) -> int:
+    """By how many bytes the process grew at the most in two steps, over what it was before the case."""
+    torch.randn(256, 256) @ torch.randn(256, 256)
+    before = _status("VmRSS")
+    run = Run(case)
+    run.step()
+    run.step()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line.split()[1] for line in text.splitlines() if line.startswith(field))) * 1024
 
 
 def planned(case: Case) -> Memory:
@@ -148,3 +157,91 @@ def planned(case: Case) -> Memory:
     )  # fmt: skip
     micro = Micro(case.batch, case.length, case.length // case.documents, 1 - case.documents / case.length)
     return local(case.model, a, micro, vocabulary=Vocabulary(CONTROLS, LEVELS))
+
+
+def _model(family: str = "llama", **changes: Any) -> Config:
+    given: dict[str, Any] = {
+        "vocab_size": 2048, "dim": 256, "n_layers": 6, "n_heads": 8, "n_kv_heads": 4, "head_dim": 32,
+        "ffn_dim": 704, "tied": True,
+    }  # fmt: skip
+    return Config(family, **(given | changes))  # type: ignore[arg-type]
+
+
+DENSE, WIDE = _model(), _model(vocab_size=16_384, n_layers=2)
+QWEN = _model("qwen3", tied=False)
+MOE = _model("qwen3_moe", n_layers=4, n_experts=8, top_k=2, expert_dim=352)
+
+
+def cases() -> list[Case]:
+    """Every pass, with and without recomputation, in both dtypes; a long vocabulary, few tokens, other families."""
+    out = []
+    for dtype in ("float32", "bfloat16"):
+        for again in (False, True):
+            both: dict[str, Any] = {"dtype": dtype, "recompute": again}
+            out += [
+                Case("full", DENSE, "whole", **both),
+                Case("full, long vocabulary", WIDE, "whole", **both),
+                Case("full, rows as maps", DENSE, "plain", rows="maps", **both),
+                Case("LoRA, rows frozen", DENSE, "plain", "adapters", "frozen", **both),
+                Case("LoRA, rows as maps", DENSE, "plain", "adapters", "maps", **both),
+                Case("full, Qwen3", QWEN, "whole", **both),
+                Case("full, MoE", MOE, "whole", **both),
+            ]
+        out += [
+            Case("full, few tokens", DENSE, "whole", dtype=dtype, recompute=True, batch=1, length=64, documents=1),
+            Case("LoRA, fused pass", DENSE, "fused", "adapters", "maps", dtype=dtype),
+            Case("LoRA, fused, long documents", DENSE, "fused", "adapters", "maps", dtype=dtype, batch=1, documents=1, length=1024),
+        ]
+    return out
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Both measurements of a case, each in a process of its own, beside the plan."""
+    found: dict[str, Any] = {"case": asdict(case) | {"model": case.model.to_hf()}}
+    for what in ("resident", "count"):
+        number = cases().index(case)
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.plan", "--child", what, str(number)],
+            capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        found[what] = json.loads(done.stdout)
+    plan = planned(case)
+    found["plan"] = asdict(plan) | {"total": plan.total}
+    found["ratio"] = round(plan.total / found["count"]["peak"], 4)
+    found["resident_ratio"] = round(plan.total / found["resident"], 4)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the cases and write `benchmarks/results/plan.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="cases whose name or pass holds this")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.child:
+        what, number = given.child
+        torch.set_num_threads(1)
+        print(json.dumps(count(cases()[int(number)]) if what == "count" else resident(cases()[int(number)])))
+        return 0
+    narrow = runtime.cpu_bf16()
+    chosen = [c for c in cases() if given.only in f"{c.name} {c.path}" and (narrow or c.dtype == "float32")]
+    rows = []
+    print(f"{'case':28} {'dtype':9} again  counted  planned  ratio  resident")
+    for case in chosen:
+        row = measure(case)
+        rows.append(row)
+        counted, total = row["count"]["peak"] / 1e6, row["plan"]["total"] / 1e6
+        print(
+            f"{case.name:28} {case.dtype:9} {'yes' if case.recompute else 'no':5} {counted:6.1f}M  {total:6.1f}M "
+            f"{row['ratio']:6.3f}  {row['resident'] / 1e6:6.1f}M", flush=True,
+        )  # fmt: skip
+    ratios = [row["ratio"] for row in rows]
+    print(f"{len(rows)} cases, planned over counted from {min(ratios):.3f} to {max(ratios):.3f}")
+    result = {**machine.describe(), "command": "python -m benchmarks.plan", "rows": rows}
+    write_atomic(given.out, (json.dumps(result, indent=1) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

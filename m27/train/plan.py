@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from m27.model.config import Config
+from m27.model.config import SIZES, Config
 from m27.train.plan_cost import Layout, Machine, Time, Traffic, step_time, traffic
 from m27.train.plan_memory import (
     Arithmetic,
@@ -96,8 +96,10 @@ class Row:
 
 def arithmetic(ask: Ask, recompute: bool = False) -> Arithmetic:
     """The pass that a run of this kind goes through on a GPU."""
+    if ask.kind == "full" and ask.preference:  # pairs are learned from over rows that stay
+        return Arithmetic("plain", "full", "frozen", recompute=recompute)
     if ask.kind == "full":
-        return Arithmetic("whole", "full", "free", recompute=recompute)
+        return Arithmetic("whole", "full", "free", recompute=recompute, sharded=ask.machine.gpus > 1)
     path: Literal["merged", "plain"] = "plain"
     if ask.kind == "lora" and ask.model.family == "llama" and not recompute:
         path = "merged"  # what "auto" takes
@@ -111,7 +113,7 @@ def layouts(ask: Ask) -> Iterator[tuple[str, Layout]]:
         yield "single", Layout()
         return
     yield "replicate", Layout(1, m.gpus)
-    if ask.kind != "full":  # the loop cuts weights only where all are trained
+    if arithmetic(ask).path != "whole":  # the loop cuts weights only where every one is trained
         return
     yield "full shard", Layout(m.gpus, 1)
     if m.nodes > 1 and m.each > 1:
@@ -126,7 +128,10 @@ def layouts(ask: Ask) -> Iterator[tuple[str, Layout]]:
 
 def trained_numbers(ask: Ask) -> float:
     """How many numbers are trained."""
-    return float(counts(ask.model).total if ask.kind == "full" else adapter_numbers(ask.model, arithmetic(ask)))
+    found, a = counts(ask.model), arithmetic(ask)
+    if a.full:
+        return float(found.total if a.rows == "free" else found.total - found.embedding)
+    return float(adapter_numbers(ask.model, a))
 
 
 def memory(ask: Ask, layout: Layout, recompute: bool, rows: int) -> Memory:
@@ -137,7 +142,8 @@ def memory(ask: Ask, layout: Layout, recompute: bool, rows: int) -> Memory:
     step, and of one block its weights, the next one's with the buffer they arrive in, its gradients in
     bfloat16 and again in float32 on their way: 12 bytes a weight. Activations are each GPU's own. The head's
     float32 gradient of all rows is whole on every GPU until it is scattered. QLoRA holds matrices in 4 bits
-    and two of a block's at a time in bfloat16. A full run's preferences hold a second model in bfloat16.
+    and widens one at a time. Where preferences move every weight, a second model in bfloat16 answers for the
+    beginning; adapters are only left out for it.
     """
     c, found, a = ask.model, counts(ask.model), arithmetic(ask, recompute)
     micro = Micro(rows * (2 if ask.preference else 1), ask.length, ask.document)
@@ -145,10 +151,10 @@ def memory(ask: Ask, layout: Layout, recompute: bool, rows: int) -> Memory:
     weights, gradients, optimiser = base.weights, base.gradients, base.optimiser
     gathered = reference = 0.0
     if ask.kind == "qlora":
-        matrices = found.layers * found.dense
-        weights += (_INT4 - a.width) * matrices
-        gathered = 2.0 * a.width * found.dense
-    if ask.kind == "full" and layout.world > 1:
+        in_blocks = found.layers * (found.dense + found.experts)
+        weights += (_INT4 - a.width) * in_blocks - a.width * (found.embedding + found.head)
+        gathered = (4.0 + a.width) * c.dim * (2 * c.expert_dim if c.n_experts else c.ffn_dim)
+    if a.path == "whole" and layout.world > 1:
         s = layout.shard
         dense = found.total - found.layers * found.experts
         experts = found.layers * found.experts / (layout.expert * layout.inner if layout.expert > 1 else s)
@@ -159,8 +165,8 @@ def memory(ask: Ask, layout: Layout, recompute: bool, rows: int) -> Memory:
         optimiser = moments
         block = found.dense + found.gains + found.experts / layout.expert
         gathered = 2.0 * found.root + 12.0 * block
-    if ask.preference and ask.kind == "full":
-        reference = 2.0 * found.total / layout.shard
+    if ask.preference and a.full:
+        reference = a.width * found.total
     return replace(
         base, weights=weights + reference, gradients=gradients, optimiser=optimiser, communication=gathered
     )
@@ -219,10 +225,31 @@ def recommended(rows: list[Row]) -> Row | None:
 
 
 def command(ask: Ask, row: Row, name: str) -> str:
-    """What to type for this way; `name` is that of a size, or a checkpoint's folder."""
-    m, recipe = ask.machine, {"full": "pretrain", "lora": "lora", "qlora": "lora"}[ask.kind]
-    words = ["torchrun"]
+    """What to type for this way; `name` is that of a size, or the folder of a checkpoint.
+
+    SHARDS, FOLDER and HOST stand for what only the caller knows.
+    """
+    m, layout, a = ask.machine, row.layout, arithmetic(ask, row.recompute)
+    launch = f"torchrun --nproc-per-node {m.each} -m m27.cli train"
     if m.nodes > 1:
-        words += [f"--nnodes {m.nodes}", "--rdzv-backend c10d", "--rdzv-endpoint $HOST:29500"]
-    words += [f"--nproc-per-node {m.each}", "-m m27.cli train"]
-    return " ".join(words + [recipe])
+        meet = f"--nnodes {m.nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500"
+        launch = f"torchrun {meet} --nproc-per-node {m.each} -m m27.cli train"
+    known = name in SIZES
+    recipe = "lora" if not a.full else ("sft" if ask.preference or not known else "pretrain")
+    model = f"--size {name}" if recipe == "pretrain" else f"--begin {'FOLDER' if known else name}"
+    settings = {
+        "shards": "SHARDS", "data.row": ask.length, "data.rows": row.rows,
+        "data.step_rows": row.rows * row.accumulate * layout.world,
+        "recompute": str(row.recompute).lower(), "optim.kind": "muon" if ask.muon else "adamw",
+    }  # fmt: skip
+    if a.path == "whole" and layout.world > 1:
+        settings |= {"parallel.shard": layout.shard, "parallel.replicate": layout.replicate}
+        if ask.model.n_experts:
+            settings["parallel.expert"] = layout.expert
+    if not a.full:
+        settings["lora.rank"] = ask.rank
+    if ask.kind == "qlora":
+        settings["base_bits"] = 4
+    if ask.preference:
+        settings |= {"objective": "preference", "rows": "frozen"}
+    return " ".join([launch, recipe, model, *(f"--{key} {value}" for key, value in settings.items())])

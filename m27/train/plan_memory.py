@@ -51,7 +51,8 @@ class Micro:
 class Arithmetic:
     """How a pass computes, as far as it decides what is kept; names as in `m27.train.settings.TrainConfig`.
 
-    `narrow`: products in bfloat16, else float32. `device` decides the kernels of attention and norm.
+    `narrow`: products in bfloat16, else float32. `device` decides the kernels of attention and norm;
+    `sharded` weights are gathered in the products' dtype, so that autocast copies none.
     """
 
     path: Literal["whole", "plain", "fused", "merged"] = "whole"
@@ -61,6 +62,7 @@ class Arithmetic:
     recompute: bool = False
     device: Literal["cpu", "cuda"] = "cuda"
     compile: bool = False
+    sharded: bool = False
     rank: int = 0
     targets: Sequence[str] = TARGETS
 
@@ -288,7 +290,7 @@ def kept(c: Config, a: Arithmetic, micro: Micro) -> float:
 
 def weight_copies(c: Config, a: Arithmetic) -> float:
     """Bytes of the bfloat16 copies of one block's float32 matrices that autocast makes and keeps."""
-    if not (a.full and a.narrow):
+    if a.sharded or not (a.full and a.narrow):
         return 0.0
     found = counts(c)
     return 2.0 * (found.dense + found.experts)
@@ -312,7 +314,7 @@ def head_bytes(c: Config, a: Arithmetic, micro: Micro, trained_rows: int) -> tup
         return scoring + states, 0.0
     rows = 4.0 * v * d
     narrow = 2.0 * v * d if a.narrow else 0.0
-    return scoring + states + rows + narrow, 2 * rows + narrow + w * 2 * m * d
+    return scoring + states + rows + narrow * (not a.sharded), 2 * rows + narrow + w * 2 * m * d
 
 
 def work_bytes(c: Config, a: Arithmetic, micro: Micro) -> float:
@@ -338,13 +340,16 @@ def work_bytes(c: Config, a: Arithmetic, micro: Micro) -> float:
     mlp = n * (2 * f * w + a.stream * d + (d * w if a.narrow else 0) - last)
     if not a.full:
         mlp += n * f * w / 2  # each matrix's input gets one gradient from it and one from its adapter
+    copies = 0.0
     if a.recompute:
         mlp += n * (block - (4 * d if a.stream == 4 else 0)) + weight_copies(c, a)
+        # While autocast lasts, which is the whole forward pass, it keeps the copies of all blocks.
+        copies = c.n_layers * weight_copies(c, a) + n * a.stream * d
     first = n * (f * w + a.stream * d - last) + largest
     states = 0
     if a.path == "plain":  # the states, and their gradient, live as long as the pass
         states = n * d * (2 * a.stream + 2 * w * (a.stream != w))
-    return states + max(norm, mlp, first)
+    return max(states + max(norm, mlp, first), copies)
 
 
 def local(
