@@ -14,11 +14,11 @@ import argparse
 import dataclasses
 import gc
 import json
-import os
-import subprocess
+import multiprocessing
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,14 @@ def count(case: Case) -> dict[str, int]:
 
 
 def resident(case: Case) -> int:
-    """By how many bytes the process grew at the most in two steps, over what it was before the case."""
-    torch.randn(256, 256) @ torch.randn(256, 256)
+    """By how many bytes the process grew at the most in two steps, over what it was before the case.
+
+    Another, tiny case goes first: what torch loads and takes at its first use is not the step's.
+    """
+    small = dataclasses.replace(case.model, vocab_size=1024, n_layers=1)
+    Run(dataclasses.replace(case, model=small, batch=1, length=32, documents=1)).step()
+    gc.collect()
+    runtime.trim_freed_memory()
     before = _status("VmRSS")
     run = Run(case)
     run.step()
@@ -190,21 +196,28 @@ def cases() -> list[Case]:
         out += [
             Case("full, few tokens", DENSE, "whole", dtype=dtype, recompute=True, batch=1, length=64, documents=1),
             Case("LoRA, fused pass", DENSE, "fused", "adapters", "maps", dtype=dtype),
-            Case("LoRA, fused, long documents", DENSE, "fused", "adapters", "maps", dtype=dtype, batch=1, documents=1, length=1024),
+            Case(
+                "LoRA, fused, long documents", DENSE, "fused", "adapters", "maps", dtype=dtype, batch=1,
+                length=1024, documents=1,
+            ),  # fmt: skip
         ]
     return out
 
 
+def _child(case: Case, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    pipe.send({"resident": resident(case), "count": count(case)})
+
+
 def measure(case: Case) -> dict[str, Any]:
-    """Both measurements of a case, each in a process of its own, beside the plan."""
-    found: dict[str, Any] = {"case": asdict(case) | {"model": case.model.to_hf()}}
-    for what in ("resident", "count"):
-        number = cases().index(case)
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.plan", "--child", what, str(number)],
-            capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        found[what] = json.loads(done.stdout)
+    """Both measurements of a case, in a process of its own, beside the plan."""
+    context = multiprocessing.get_context("fork")  # which need not import torch again
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(case, there))
+    process.start()
+    there.close()
+    found: dict[str, Any] = {"case": asdict(case) | {"model": case.model.to_hf()}, **here.recv()}
+    process.join()
     plan = planned(case)
     found["plan"] = asdict(plan) | {"total": plan.total}
     found["ratio"] = round(plan.total / found["count"]["peak"], 4)
@@ -217,13 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="cases whose name or pass holds this")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.child:
-        what, number = given.child
-        torch.set_num_threads(1)
-        print(json.dumps(count(cases()[int(number)]) if what == "count" else resident(cases()[int(number)])))
-        return 0
     narrow = runtime.cpu_bf16()
     chosen = [c for c in cases() if given.only in f"{c.name} {c.path}" and (narrow or c.dtype == "float32")]
     rows = []
@@ -238,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     ratios = [row["ratio"] for row in rows]
     print(f"{len(rows)} cases, planned over counted from {min(ratios):.3f} to {max(ratios):.3f}")
-    result = {**machine.describe(), "command": "python -m benchmarks.plan", "rows": rows}
+    result = {**machine.describe(1), "command": "python -m benchmarks.plan", "rows": rows}
     write_atomic(given.out, (json.dumps(result, indent=1) + "\n").encode())
     return 0
 

@@ -150,5 +150,6 @@ def show(ask: "Ask", found: "list[Row]", best: "Row | None", size: str) -> None:
         f"again: blocks are recomputed; rows x: micro-batches of so many rows, so many a step; kept: for the "
         f"backward pass;\nhead and work are not there at once. Usable are {m.usable / width:.1f} GB ({m.reserve:.0%} "
         f"are left to CUDA, NCCL and gaps). Assumed:\n{m.efficiency:.0%} of {m.peak / 1e12:g} TFLOP/s while "
-        f"computing, {m.link_efficiency:.0%} of {m.link / 1e9:g} GB/s within a node and of {m.network / 1e9:g} GB/s beyond."
+        f"computing, {m.link_efficiency:.0%} of {m.link / 1e9:g} GB/s within a node and of "
+        f"{m.network / 1e9:.3g} GB/s beyond."
     )
