@@ -9,6 +9,7 @@ Shapes: D width, L layers, V vocabulary, s GPUs that a weight is cut over.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -55,12 +56,14 @@ class Ask:
     def __post_init__(self) -> None:
         m = self.machine
         positive = {
-            "gpus": m.gpus, "nodes": m.nodes, "memory": m.memory, "peak": m.peak, "link": m.link,
-            "network": m.network, "bandwidth": m.bandwidth, "length": self.length, "rank": self.rank,
+            "gpus": (m.gpus, 1.0, ""), "nodes": (m.nodes, 1.0, ""), "memory": (m.memory, 1e9, " GB"),
+            "peak": (m.peak, 1e12, " TFLOP/s"), "link": (m.link, 1e9, " GB/s"),
+            "network": (m.network, 1e9, " GB/s"), "bandwidth": (m.bandwidth, 1e12, " TB/s"),
+            "length": (self.length, 1.0, ""), "rank": (self.rank, 1.0, ""),
         }  # fmt: skip
-        for name, value in positive.items():
-            if not value > 0:
-                raise PlanError(f"{name}: {value:g} is not positive")
+        for name, (value, unit, called) in positive.items():
+            if not 0 < value < math.inf:
+                raise PlanError(f"{name}: {value / unit:g}{called} is not positive")
         for name, value in {"efficiency": m.efficiency, "link efficiency": m.link_efficiency}.items():
             if not 0 < value <= 1:
                 raise PlanError(f"{name}: {value:g} is no share between 0 and 1")
