@@ -199,7 +199,7 @@ def cases() -> list[Case]:
             Case(
                 "LoRA, fused, long documents", DENSE, "fused", "adapters", "maps", dtype=dtype, batch=1,
                 length=1024, documents=1,
-            ),  # fmt: skip
+            ),
         ]
     return out
 

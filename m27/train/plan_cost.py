@@ -39,7 +39,7 @@ class Machine:
 
     @property
     def each(self) -> int:
-        """GPUs of a node."""
+        """How many GPUs a node has."""
         return self.gpus // self.nodes
 
     @property
@@ -59,7 +59,7 @@ class Layout:
 
     @property
     def world(self) -> int:
-        """GPUs."""
+        """How many GPUs there are."""
         return self.shard * self.replicate
 
     @property

@@ -33,12 +33,12 @@ class Micro:
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """Tokens in all, N."""
         return self.rows * self.length
 
     @property
     def learned(self) -> int:
-        """M."""
+        """Targets in all, M."""
         return max(int(self.tokens * self.targets), 1)
 
     @property
@@ -102,12 +102,12 @@ class Counts:
 
     @property
     def block(self) -> int:
-        """Of one block."""
+        """Parameters of one block."""
         return self.dense + self.experts + self.gains
 
     @property
     def blocks(self) -> int:
-        """Of all blocks."""
+        """Parameters of all blocks."""
         return self.layers * self.block
 
     @property
@@ -237,7 +237,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """The peak."""
+        """Bytes at the peak."""
         rest = self.weights + self.gradients + self.optimiser + self.communication
         return rest + self.activations + max(self.head, self.work)
 
@@ -268,7 +268,7 @@ class Vocabulary:
         return self.controls + sum(self.sizes)
 
     def parameters(self, dim: int) -> int:
-        """Numbers that are trained."""
+        """How many numbers are trained."""
         maps = sum(sum(x) * (dim + self.hidden) + self.hidden * (1 + dim) for x in self.levels)
         return self.controls * dim + maps
 

@@ -17,7 +17,15 @@ import torch
 from m27 import runtime
 from m27.model.config import Config
 from m27.train.plan_cost import Layout, Machine, Traffic, step_time
-from m27.train.plan_memory import Arithmetic, Memory, Micro, Vocabulary, adapter_numbers, counts, local
+from m27.train.plan_memory import (
+    Arithmetic,
+    Memory,
+    Micro,
+    Vocabulary,
+    adapter_numbers,
+    counts,
+    local,
+)
 from m27.train.settings import TrainConfig
 
 # Of the speed of one large product, what a step reaches: measured on CPUs (docs/LOG.md), assumed on GPUs.
@@ -44,17 +52,20 @@ class Expected:
     def lines(self) -> list[str]:
         """The same in words, a line each."""
         m, gb = self.memory, 1e9
+        fits = "" if self.fits else ": it does not fit"
+        parts = {
+            "weights": m.weights, "gradients": m.gradients, "optimiser": m.optimiser,
+            "kept for the backward pass": m.activations, "head or a block's gradients": max(m.head, m.work),
+        }  # fmt: skip
+        pace = self.step_tokens / self.step_seconds
         out = [
-            f"memory: {m.total / gb:.2f} GB at a step's peak, of {self.available / gb:.1f} GB free"
-            f"{'' if self.fits else ': it does not fit'}",
-            f"  weights {m.weights / gb:.2f}, gradients {m.gradients / gb:.2f}, optimiser {m.optimiser / gb:.2f}, "
-            f"kept for the backward pass {m.activations / gb:.2f}, head or a block's gradients "
-            f"{max(m.head, m.work) / gb:.2f}",
-            f"a step: {self.step_tokens:,} tokens, {self.step_seconds:.2f} s "
-            f"({self.step_tokens / self.step_seconds:,.0f} tokens/s)",
+            f"memory: {m.total / gb:.2f} GB at a step's peak, of {self.available / gb:.1f} GB free{fits}",
+            "  " + ", ".join(f"{name} {part / gb:.2f}" for name, part in parts.items()),
+            f"a step: {self.step_tokens:,} tokens, {self.step_seconds:.2f} s ({pace:,.0f} tokens/s)",
         ]
         if self.seconds is not None and self.steps is not None:
-            out.append(f"the run: {self.steps:,} steps, {self.steps * self.step_tokens:,} tokens, {_clock(self.seconds)}")
+            tokens = self.steps * self.step_tokens
+            out.append(f"the run: {self.steps:,} steps, {tokens:,} tokens, {_clock(self.seconds)}")
         return out
 
 
@@ -80,12 +91,11 @@ def here(device: torch.device, narrow: bool) -> Machine:
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - begun)
     share = SHARE.get(device.type, 0.5)
-    reserve = 0.1 if device.type == "cuda" else 0.0
-    return Machine(memory=free, reserve=reserve, peak=2.0 * size**3 / best, efficiency=share, bandwidth=_bandwidth(device))
-
-
-def _bandwidth(device: torch.device) -> float:
-    return 2e12 if device.type == "cuda" else 1e10
+    on_gpu = device.type == "cuda"
+    return Machine(
+        memory=free, reserve=0.1 if on_gpu else 0.0, peak=2.0 * size**3 / best, efficiency=share,
+        bandwidth=2e12 if on_gpu else 1e10,
+    )  # fmt: skip
 
 
 def _available() -> float:

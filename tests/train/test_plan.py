@@ -131,7 +131,8 @@ def test_memory_grows_with_rows_and_length_and_falls_with_ranks():
     assert memory(asked, layout, True, 1).total < memory(asked, layout, False, 1).total
     sizes = [local(SIZES[name], Arithmetic(), Micro(1, 512)).total for name in ("tiny", "nano", "1b7", "7b")]
     assert sizes == sorted(sizes)
-    rank = [local(SIZES["1b7"], Arithmetic("plain", "adapters", "frozen", rank=r), Micro(1, 512)).total for r in (1, 64)]
+    ways = [Arithmetic("plain", "adapters", "frozen", rank=r) for r in (1, 64)]
+    rank = [local(SIZES["1b7"], way, Micro(1, 512)).total for way in ways]
     assert rank[0] < rank[1] < sizes[2]
 
 
