@@ -22,14 +22,19 @@ class Live(TorchDispatchMode):
     """Within it `now` is the bytes of tensors alive and `peak` the most there were; see `restart`.
 
     `held` are tensors made before. With `where`, `at_peak` says what was alive at the peak: bytes by what
-    `where()` gave when each storage was made.
+    `where()` gave when each storage was made. With `resized` storages are asked for their size after every
+    operation, since FSDP2 empties and refills them: slow, and `at_peak` does not follow it.
     """
 
     def __init__(
-        self, held: Iterable[Tensor] = (), where: Callable[[str], str] | None = None
+        self,
+        held: Iterable[Tensor] = (),
+        where: Callable[[str], str] | None = None,
+        resized: bool = False,
     ) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self._resized = resized
         self._where = where
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._by: Counter[str] = Counter()
@@ -48,9 +53,14 @@ class Live(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf, str(func))
+        if self._resized:
+            alive = (reference() for reference in list(self._alive.values()))
+            self.now = sum(storage.nbytes() for storage in alive if storage is not None)
+            self.peak = max(self.peak, self.now)
         return out
 
     def _see(self, tensor: Tensor, made_by: str) -> None:
+        tensor = getattr(tensor, "_local_tensor", tensor)  # a DTensor's own part
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive or storage.device.type == "meta":

@@ -137,42 +137,47 @@ def trained_numbers(ask: Ask) -> float:
     return float(adapter_numbers(ask.model, a))
 
 
-def memory(ask: Ask, layout: Layout, recompute: bool, rows: int) -> Memory:
-    """Bytes of one GPU at a step's peak.
+def cut(c: Config, a: Arithmetic, micro: Micro, layout: Layout, muon: bool = False) -> Memory:
+    """Bytes of one of several GPUs at the peak of a whole pass, weights cut as `layout` has it.
 
-    On one GPU as `plan_memory.local` has it. Cut over s, a GPU holds 1/s of float32 masters, gradients and
-    moments (experts: 1/(inner·expert)), and gathers: the rows of the vocabulary in bfloat16 for the whole
-    step, and of one block its weights, the next one's with the buffer they arrive in, its gradients in
-    bfloat16 and again in float32 on their way: 12 bytes a weight. Activations are each GPU's own. The head's
-    float32 gradient of all rows is whole on every GPU until it is scattered. QLoRA holds matrices in 4 bits
-    and widens one at a time. Where preferences move every weight, a second model in bfloat16 answers for the
-    beginning; adapters are only left out for it.
+    Cut over s, a GPU holds 1/s of float32 masters, gradients and moments (of experts that are dealt out
+    1/(inner·expert)), and gathers: the rows of the vocabulary in bfloat16 for the whole step, and of one
+    block its weights, the next one's with the buffer they arrive in, its gradients in bfloat16 and again in
+    float32 on their way: 12 bytes a weight. Activations are each GPU's own. The head's float32 gradient of
+    all rows is whole on every GPU until it is scattered.
+    """
+    base, found, s, w = local(c, a, micro, muon), counts(c), layout.shard, a.width
+    dense = (found.total - found.layers * found.experts) / s
+    experts = found.layers * found.experts / (layout.expert * layout.inner if layout.expert > 1 else s)
+    optimiser = 8.0 * (dense + experts)
+    if muon:
+        optimiser -= 4.0 * (found.layers * found.dense / s + experts)
+    block = found.dense + found.gains + found.experts / layout.expert
+    return replace(
+        base, weights=4.0 * (dense + experts), gradients=4.0 * (dense + experts), optimiser=optimiser,
+        communication=w * found.root + (4.0 * w + 4.0) * block,
+    )  # fmt: skip
+
+
+def memory(ask: Ask, layout: Layout, recompute: bool, rows: int) -> Memory:
+    """Bytes of one GPU at a step's peak: of several `cut`, of one `plan_memory.local`.
+
+    QLoRA holds matrices in 4 bits and widens one at a time, by way of float32. Where preferences move every
+    weight, a second model in bfloat16 answers for the beginning; adapters are only left out for it.
     """
     c, found, a = ask.model, counts(ask.model), arithmetic(ask, recompute)
     micro = Micro(rows * (2 if ask.preference else 1), ask.length, ask.document)
+    if a.path == "whole" and layout.world > 1:
+        return cut(c, a, micro, layout, ask.muon)
     base = local(c, a, micro, ask.muon)
-    weights, gradients, optimiser = base.weights, base.gradients, base.optimiser
-    gathered = reference = 0.0
     if ask.kind == "qlora":
         in_blocks = found.layers * (found.dense + found.experts)
-        weights += (_INT4 - a.width) * in_blocks - a.width * (found.embedding + found.head)
-        gathered = (4.0 + a.width) * c.dim * (2 * c.expert_dim if c.n_experts else c.ffn_dim)
-    if a.path == "whole" and layout.world > 1:
-        s = layout.shard
-        dense = found.total - found.layers * found.experts
-        experts = found.layers * found.experts / (layout.expert * layout.inner if layout.expert > 1 else s)
-        weights, gradients = 4.0 * (dense / s + experts), 4.0 * (dense / s + experts)
-        moments = 8.0 * (dense / s + experts)
-        if ask.muon:
-            moments -= 4.0 * (found.layers * found.dense / s + experts)
-        optimiser = moments
-        block = found.dense + found.gains + found.experts / layout.expert
-        gathered = 2.0 * found.root + 12.0 * block
+        weights = base.weights + (_INT4 - a.width) * in_blocks - a.width * (found.embedding + found.head)
+        one = (4.0 + a.width) * c.dim * (2 * c.expert_dim if c.n_experts else c.ffn_dim)
+        return replace(base, weights=weights, communication=one)
     if ask.preference and a.full:
-        reference = a.width * found.total
-    return replace(
-        base, weights=weights + reference, gradients=gradients, optimiser=optimiser, communication=gathered
-    )
+        return replace(base, weights=base.weights + a.width * found.total)
+    return base
 
 
 def _row(ask: Ask, name: str, layout: Layout, recompute: bool, rows: int) -> Row:
@@ -238,7 +243,10 @@ def command(ask: Ask, row: Row, name: str) -> str:
         meet = f"--nnodes {m.nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500"
         launch = f"torchrun {meet} --nproc-per-node {m.each} -m m27.cli train"
     known = name in SIZES
-    recipe = "lora" if not a.full else ("sft" if ask.preference or not known else "pretrain")
+    if a.full:
+        recipe = "sft" if ask.preference or not known else "pretrain"
+    else:
+        recipe = "dpo" if ask.preference and ask.kind == "lora" else ask.kind
     model = f"--size {name}" if recipe == "pretrain" else f"--begin {'FOLDER' if known else name}"
     settings = {
         "shards": "SHARDS", "data.row": ask.length, "data.rows": row.rows,
@@ -251,8 +259,8 @@ def command(ask: Ask, row: Row, name: str) -> str:
             settings["parallel.expert"] = layout.expert
     if not a.full:
         settings["lora.rank"] = ask.rank
-    if ask.kind == "qlora":
-        settings["base_bits"] = 4
-    if ask.preference:
-        settings |= {"objective": "preference", "rows": "frozen"}
+    if ask.preference and recipe != "dpo":
+        settings["objective"] = "preference"
+    if ask.preference and a.full:
+        settings["rows"] = "frozen"
     return " ".join([launch, recipe, model, *(f"--{key} {value}" for key, value in settings.items())])

@@ -145,7 +145,7 @@ def expected(
     a = way_of(config, model, device.type, narrow)
     data = config.data
     micro = Micro(data.rows, data.row, min(document, data.row))
-    muon = getattr(config.optim, "kind", "adamw") == "muon"
+    muon = config.optim.kind == "muon"
     memory = local(model, a, micro, muon, vocabulary)
     found = counts(model)
     trained = float(found.total if a.full else adapter_numbers(model, a))
@@ -153,9 +153,9 @@ def expected(
         matrices = found.layers * (found.dense + found.experts)
         saved = (a.width - (5 if bits == 4 else 8.5) / 8) * matrices + a.width * (found.embedding + found.head)
         memory = replace(memory, weights=memory.weights - saved)
-    if average := getattr(config.optim, "average", 0.0):
-        memory = replace(memory, optimiser=memory.optimiser + 4.0 * trained * (average > 0))
-    step_rows = getattr(data, "step_rows", 0) or data.rows * data.accumulate
+    if config.optim.average > 0:
+        memory = replace(memory, optimiser=memory.optimiser + 4.0 * trained)
+    step_rows = data.step_rows or data.rows * data.accumulate
     accumulate = max(1, round(step_rows / data.rows))
     preference = config.objective == "preference"
     spent = step_time(model, a, micro, Traffic(), Layout(), machine, accumulate, trained, muon, preference)

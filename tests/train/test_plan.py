@@ -239,3 +239,20 @@ def test_kinds_of_training_in_order_of_memory():
 def test_nonsense_is_refused_by_name(changes, message):
     with pytest.raises(PlanError, match=message):
         ask(**changes)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("preference", [False, True])
+def test_the_command_can_be_typed(kind, preference, tmp_path):
+    """Every setting in it is one of the recipe's, and the configuration says what was planned."""
+    from m27.cli.train import configured
+    from m27.model.files import write_json
+    from recipes import registry
+
+    write_json(tmp_path / "config.json", SIZES["nano"].to_hf())
+    asked = dataclasses.replace(ask(gpus=1, kind=kind, preference=preference, length=512), model=SIZES["nano"])
+    words = typed(asked, str(tmp_path)).split()
+    recipe, *settings = words[words.index("train") + 1 :]
+    config = configured(registry.recipe(recipe), settings)
+    assert (config.data.row, config.body == "full") == (512, kind == "full")
+    assert (config.base_bits == 4, config.objective == "preference") == (kind == "qlora", preference)
