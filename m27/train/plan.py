@@ -143,8 +143,9 @@ def cut(c: Config, a: Arithmetic, micro: Micro, layout: Layout, muon: bool = Fal
     Cut over s, a GPU holds 1/s of float32 masters, gradients and moments (of experts that are dealt out
     1/(inner·expert)), and gathers: the rows of the vocabulary in bfloat16 for the whole step, and of one
     block its weights, the next one's with the buffer they arrive in, its gradients in bfloat16 and again in
-    float32 on their way: 12 bytes a weight. Activations are each GPU's own. The head's float32 gradient of
-    all rows is whole on every GPU until it is scattered.
+    float32 on their way: 12 bytes a weight. Where there are replicas, FSDP2 keeps what they sum, the parts'
+    gradients once more, to the end of the backward pass. Activations are each GPU's own. The head's float32
+    gradient of all rows is whole on every GPU until it is scattered.
     """
     base, found, s, w = local(c, a, micro, muon), counts(c), layout.shard, a.width
     dense = (found.total - found.layers * found.experts) / s
@@ -153,9 +154,10 @@ def cut(c: Config, a: Arithmetic, micro: Micro, layout: Layout, muon: bool = Fal
     if muon:
         optimiser -= 4.0 * (found.layers * found.dense / s + experts)
     block = found.dense + found.gains + found.experts / layout.expert
+    summed = 4.0 * (dense + experts) if layout.replicate > 1 else 0.0
     return replace(
         base, weights=4.0 * (dense + experts), gradients=4.0 * (dense + experts), optimiser=optimiser,
-        communication=w * found.root + (4.0 * w + 4.0) * block,
+        communication=w * found.root + (4.0 * w + 4.0) * block + summed,
     )  # fmt: skip
 
 
@@ -238,7 +240,7 @@ def command(ask: Ask, row: Row, name: str) -> str:
     SHARDS, FOLDER and HOST stand for what only the caller knows.
     """
     m, layout, a = ask.machine, row.layout, arithmetic(ask, row.recompute)
-    launch = f"torchrun --nproc-per-node {m.each} -m m27.cli train"
+    launch = f"torchrun --standalone --nproc-per-node {m.each} -m m27.cli train"
     if m.nodes > 1:
         meet = f"--nnodes {m.nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500"
         launch = f"torchrun {meet} --nproc-per-node {m.each} -m m27.cli train"

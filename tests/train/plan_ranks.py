@@ -18,7 +18,6 @@ from m27.train import parallel
 from m27.train.optim import OptimConfig, Optimiser
 from m27.train.rows import FreeRows
 from m27.train.settings import ParallelConfig
-from m27.train.whole import WholePass
 
 MODEL = Config(
     "llama", vocab_size=512, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, ffn_dim=384
@@ -31,13 +30,14 @@ def steps(case: Case, shard: int) -> dict[str, int]:
     torch.manual_seed(0)
     made = parallel.Parallel(ParallelConfig(shard=shard, replicate=2 // shard), torch.device("cpu"), True)
     decoder = Decoder(case.model, case.recompute)
-    way = WholePass(decoder, FreeRows(decoder, torch.float32))
-    made.spread(way.whole)
+    way = made.whole_pass(decoder, FreeRows(decoder, torch.float32))
+    assert way is not None
     parameters = made.local(dict(decoder.named_parameters()))
-    optimiser = Optimiser(parameters, OptimConfig(), made.clip)
+    optimiser = Optimiser(parameters, OptimConfig(), made)
     batch, plan = check.batch(case)
 
     def step() -> None:
+        made.last(True)
         way.run(batch, plan, 2 * float(batch.weights_M.sum()))
         made.collect(parameters)
         optimiser.step(0.5)
