@@ -79,14 +79,15 @@ def batch(case: Case) -> tuple[Batch, Plan]:
 class Run:
     """Two steps of a case, and everything that stays between them."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, device: torch.device | None = None) -> None:
         torch.manual_seed(0)
+        device = device or torch.device("cpu")
         dtype = getattr(torch, case.dtype)
         free, full = case.rows == "free", case.body == "full"
         new = CONTROLS + sum(torch.tensor(levels).prod().item() for levels in LEVELS)
         text = case.model.vocab_size - (int(new) if case.rows == "maps" else 0)
         config = dataclasses.replace(case.model, vocab_size=text)
-        decoder = Decoder(config, case.recompute).requires_grad_(False)
+        decoder = Decoder(config, case.recompute).to(device).requires_grad_(False)
         rows: Rows
         if free:
             rows = FreeRows(decoder, dtype)
@@ -104,7 +105,10 @@ class Run:
         learned = {n: p for n, p in {**body, **rows.parameters()}.items() if p.requires_grad}
         self.optimiser = Optimiser(learned, OptimConfig())
         self.way = choose(case.path, decoder, adapters, rows, dtype, False, full=full)
-        self.decoder, self.rows, self.learned, self.batch, self.plan = decoder, rows, learned, *batch(case)
+        made, plan = batch(case)
+        # Documents stay on the host, where attention is planned.
+        self.batch = dataclasses.replace(made.to(device), documents_BT=made.documents_BT)
+        self.decoder, self.rows, self.learned, self.plan = decoder, rows, learned, plan.to(device)
 
     def step(self) -> None:
         """As the loop does it."""
@@ -156,10 +160,15 @@ def _status(field: str) -> int:
 
 
 def planned(case: Case) -> Memory:
-    """What the planner says of the case."""
+    """What the planner says of the case on this processor."""
+    return planned_on(case, "cpu")
+
+
+def planned_on(case: Case, device: str) -> Memory:
+    """What the planner says of the case on a device, "cpu" or "cuda"."""
     a = Arithmetic(
         case.path, case.body, case.rows, narrow=case.dtype == "bfloat16", recompute=case.recompute,
-        device="cpu", rank=case.rank,
+        device=device, rank=case.rank,
     )  # fmt: skip
     micro = Micro(case.batch, case.length, case.length // case.documents, 1 - case.documents / case.length)
     return local(case.model, a, micro, vocabulary=Vocabulary(CONTROLS, LEVELS))

@@ -1,6 +1,8 @@
 """`m27 plan`: a table, one recommendation, JSON; a fault is one line and exit status 2."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +58,12 @@ def test_where_nothing_fits_the_table_is_shown_and_it_is_said(run: Run):
     done = run("plan", "7b", "--memory", "24")
     assert done.status == 2 and "replicate" not in done.out
     assert "single" in done.out and "nothing fits: the least is" in done.err
+
+
+def test_what_the_document_shows_is_what_is_printed(run: Run):
+    text = (Path(__file__).parents[2] / "docs" / "train.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```text\n\$ m27 (plan [^\n]*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(shown) == 2
+    for command, lines in shown:
+        printed = [line.rstrip() for line in run(*command.split()).out.splitlines()]
+        assert [line for line in lines.splitlines() if line not in printed] == []
