@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 
 import typer
 
-from m27.cli import bench, chat, codes, console, data, evaluate, export, serve, tour, train
+from m27.cli import bench, chat, codes, console, data, evaluate, export, plan, serve, tour, train
 
 app = typer.Typer(
     name="m27",
@@ -30,6 +30,7 @@ app.command("tour")(tour.tour)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.command("train", context_settings=train.CONTEXT)(train.train)
+app.command("plan")(plan.plan)
 app.add_typer(data.app, name="data")
 
 
