@@ -47,6 +47,7 @@ from recipes.finetune_data import Given, Prepared
 
 Method = Literal["lora", "full", "qlora"]
 STEP_TOKENS = (1024, 8192)  # of one step: the least and the most
+LONGEST = 2048  # tokens of a record, where nothing else is said
 MEASURED = 100  # held-out records that are measured
 Say = Callable[[str], None]
 
@@ -55,7 +56,7 @@ Say = Callable[[str], None]
 class FinetuneConfig:
     """What is asked for; see `m27 finetune --help` and docs/finetune.md.
 
-    `lr` None takes the method's usual; of `epochs`, `steps` and `minutes` the last two go first. `val` is a
+    `lr` None takes the method's usual, `max_tokens` None 2,048 or what the base can read; of `epochs`, `steps` and `minutes` the last two go first. `val` is a
     share or a file; `answers` and `samples` how many held-out records are answered, in words and with media.
     """
 
@@ -69,7 +70,7 @@ class FinetuneConfig:
     epochs: float = 3.0
     steps: int | None = None
     minutes: float | None = None
-    max_tokens: int = 2048
+    max_tokens: int | None = None
     val: str = "0.1"
     seed: int = 0
     skip_bad: bool = False
@@ -120,14 +121,15 @@ def run(config: FinetuneConfig, say: Say = print) -> dict[str, Any] | None:
         say(f"{out}: was trained before; these are its figures")
         return begun
     longest = Config.from_hf(read_json(base / "config.json")).max_len
-    if config.max_tokens > longest:
-        raise InputError(f"--max-tokens {config.max_tokens}: the model reads {longest} at most")
+    max_tokens = config.max_tokens or min(LONGEST, longest)
+    if max_tokens > longest:
+        raise InputError(f"--max-tokens {max_tokens}: the model reads {longest} at most")
     if (out / "run" / "settings.json").is_file():
         _same(out, _plain(config))  # before anything is read
     processor = Processor.load(base)
     given = Given(
         [Path(name) for name in config.data], config.kind, config.direction, config.prompt, config.val,
-        config.seed, config.max_tokens, config.skip_bad,
+        config.seed, max_tokens, config.skip_bad,
     )  # fmt: skip
     prepared = finetune_data.prepare(given, processor, base, out / "data")
     for note in prepared.notes:

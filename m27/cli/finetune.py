@@ -35,7 +35,9 @@ def finetune(
     minutes: Annotated[
         float | None, typer.Option(help="Length by the clock, instead of epochs.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="The longest record; longer ones are bad.")] = 2048,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="The longest record; longer ones are bad. Default: 2048.")
+    ] = None,
     val: Annotated[
         str, typer.Option(help="Share of the records to hold out, or a file of its own.")
     ] = "0.1",

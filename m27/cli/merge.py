@@ -44,6 +44,6 @@ def merge(
                 weight = weights.get(f"{name}.weight")
                 if weight is None or weight.shape != (len(b), a.shape[1]):
                     raise InputError(f"{adapter}: {name} has no matrix of its shape in {base}")
-                weight += torch.from_numpy(b) @ torch.from_numpy(a)
+                weight.add_(torch.from_numpy(b) @ torch.from_numpy(a))
         write_model(decoder, base, out, getattr(torch, dtype))
     print(f"{out}: stock checkpoint, {decoder.config.family}, {dtype}")

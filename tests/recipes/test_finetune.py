@@ -8,6 +8,7 @@ from recipes.finetune import FinetuneConfig, recipe, warnings
 from recipes.finetune_card import card
 from tests.train import fixtures
 
+CHOSEN = ("method", "rank", "alpha", "lr", "epochs", "steps", "minutes", "max_tokens", "val", "seed")
 ASKED = FinetuneConfig(("data",), "base", "out")
 
 
@@ -47,7 +48,7 @@ def test_what_fell_is_named_and_noise_is_not():
         "data": {"files": ["x.jsonl"], "hash": "0f", "records": 9, "held_out": 3, "skipped": 1,
                  "tokens": 99},
         "training": {"steps": 4, "tokens": 4096, "seconds": 61.0},
-        "settings": {"out": "out/x", **dict.fromkeys(("method", "rank", "alpha", "lr", "epochs", "steps", "minutes", "max_tokens", "val", "seed"), 1)},
+        "settings": dict.fromkeys(CHOSEN, 1) | {"out": "out/x"},
         "held_out": {"all": row(-0.3, -0.1)},
         "regression": {"text": row(0.05, 0.2), "sound in": row(-0.01, 0.2)},
         "answers": {},
