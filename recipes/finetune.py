@@ -56,8 +56,9 @@ Say = Callable[[str], None]
 class FinetuneConfig:
     """What is asked for; see `m27 finetune --help` and docs/finetune.md.
 
-    `lr` None takes the method's usual, `max_tokens` None 2,048 or what the base can read; of `epochs`, `steps` and `minutes` the last two go first. `val` is a
-    share or a file; `answers` and `samples` how many held-out records are answered, in words and with media.
+    `lr` None takes the method's usual, `max_tokens` None 2,048 or what the base can read; of `epochs`,
+    `steps` and `minutes` the last two go first. `val` is a share or a file; `answers` and `samples` how many
+    held-out records are answered, in words and with media.
     """
 
     data: tuple[str, ...]

@@ -3,7 +3,7 @@
 What fine-tuning is judged by, before and after. Each target is scored among the ids that the grammar leaves
 it (see `Scoring`), as in generation. It knows no adapters: the decoder comes with them merged.
 
-Shapes: N documents, M media of `loader.MEDIA`.
+Shapes: N documents, M media of `loader.MEDIA` (or targets of a batch), m targets of a group, S ids of its spans.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from m27.data.mixture import Corpus, Draw, Mixture
 from m27.data.pack import Packer
 from m27.data.progress import Progress
 from m27.model.decoder import Decoder
-from m27.train.objective import cross_entropy
+from m27.train.objective import Spans
 from m27.train.scoring import Scoring
 
 ROW = 2048  # tokens at a time
+PIECE = 512  # targets at a time
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,6 @@ def document_losses(
     scoring = Scoring(corpus.meta["vocabulary"], corpus.tasks, full_share=0.0)
     table_VD = decoder.output_weight if rows_VD is None else rows_VD
     device, table_VD = table_VD.device, table_VD.float()
-    none_VD = torch.zeros(0, table_VD.shape[1], device=device)
     sums = np.zeros((len(wanted), len(MEDIA)))
     counts = np.zeros((len(wanted), len(MEDIA)), np.int64)
     with Progress(label, len(wanted), "documents") as bar:
@@ -87,20 +87,23 @@ def document_losses(
                 h_BTD = decoder.hidden(x_BTD, batch.positions_BT)
             h_MD = h_BTD.flatten(0, 1).index_select(0, batch.places_M).float()
             losses_M = torch.empty(len(h_MD))
-            one_M = torch.ones_like(batch.weights_M)
             for group in plan.groups:
-                at = group.index_m
-                found, _ = cross_entropy(
-                    h_MD[at], table_VD, batch.targets_M[at], one_M[at], len(table_VD), none_VD,
-                    spans=group.spans,
-                )  # fmt: skip
-                losses_M[at.cpu()] = found.cpu()
+                at, spans = group.index_m, group.spans or ((0, len(table_VD)),)
+                losses_M[at.cpu()] = _nats(h_MD[at], table_VD, batch.targets_M[at], spans).cpu()
             document_M = host.documents_BT.flatten()[host.places_M].numpy()
             at_M = (np.asarray(places)[document_M], host.media_M.numpy())
             np.add.at(sums, at_M, losses_M.double().numpy())
             np.add.at(counts, at_M, 1)
             bar.add(len(places))
     return Losses(sums, counts)
+
+
+def _nats(h_mD: Tensor, table_VD: Tensor, targets_m: Tensor, spans: Spans) -> Tensor:
+    """Losses [m] of targets among the ids of `spans`, a few at a time."""
+    rows_SD = torch.cat([table_VD[begin:end] for begin, end in spans])
+    own_m = (h_mD * table_VD[targets_m]).sum(-1)
+    parts = [(h @ rows_SD.t()).logsumexp(-1) for h in h_mD.split(PIECE)]
+    return torch.cat(parts) - own_m
 
 
 def _batches(corpus: Corpus, wanted: Sequence[int]) -> list[list[int]]:
