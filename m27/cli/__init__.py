@@ -11,7 +11,21 @@ from contextlib import redirect_stdout
 
 import typer
 
-from m27.cli import bench, chat, codes, console, data, evaluate, export, serve, tour, train
+from m27.cli import (
+    bench,
+    chat,
+    codes,
+    console,
+    data,
+    evaluate,
+    export,
+    finetune,
+    merge,
+    plan,
+    serve,
+    tour,
+    train,
+)
 
 app = typer.Typer(
     name="m27",
@@ -24,12 +38,15 @@ app.command("chat")(chat.chat)
 app.command("encode")(codes.encode)
 app.command("decode")(codes.decode)
 app.command("export")(export.export)
+app.command("finetune")(finetune.finetune)
+app.command("merge")(merge.merge)
 app.command("sizes")(export.sizes)
 app.command("serve")(serve.serve)
 app.command("tour")(tour.tour)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.command("train", context_settings=train.CONTEXT)(train.train)
+app.command("plan")(plan.plan)
 app.add_typer(data.app, name="data")
 
 

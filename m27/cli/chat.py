@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from m27.infer.remote import RemoteEngine
     from m27.infer.request import Request
 
+ADAPTER = "adapter"  # what the engine calls the one that was given
 HELP = "/image FILE  /audio FILE  /reset  /quit"
 
 
@@ -62,6 +63,9 @@ def chat(
     url: Annotated[
         list[str] | None, typer.Option(help="A vLLM server's address; may be repeated.")
     ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of a LoRA adapter to answer with.")
+    ] = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
@@ -75,6 +79,8 @@ def chat(
         raise InputError(f"--engine {engine_name}: is 'local' or 'vllm'")
     if (engine_name == "vllm") != bool(url):
         raise InputError("--engine vllm and --url go together")
+    if url and adapter is not None:
+        raise InputError("--adapter is for the local engine; a vLLM server is started with its own")
     if guidance is None:
         guidance = 1.0 if url else 2.5
     if prompt == "-":
@@ -87,13 +93,14 @@ def chat(
         guidance=guidance,
         seed=seed,
         temperature=temperature,
+        adapter=None if adapter is None else ADAPTER,
     )
     # Files are read before the weights are: a wrong name is told at once.
     parts = [read_part("image", p, letterbox) for p in image or []]
     parts += [read_part("audio", p) for p in audio or []]
     check_model(model)
     outputs = Outputs(out)
-    engine = connect(model, url) if url else load(model, precision, threads)
+    engine = connect(model, url) if url else load(model, precision, threads, adapter)
     if prompt is None:
         Conversation(engine, request, outputs, letterbox, pending=parts).run()
         return
@@ -118,12 +125,20 @@ def connect(folder: Path, urls: list[str]) -> "RemoteEngine":
     return RemoteEngine.load(folder, urls)
 
 
-def load(folder: Path, precision: str = "auto", threads: int = 0) -> "Engine":
-    """The engine of a model folder, with a sign of life while it loads."""
+def load(
+    folder: Path, precision: str = "auto", threads: int = 0, adapter: Path | None = None
+) -> "Engine":
+    """The engine of a model folder, with a sign of life while it loads; an adapter goes by `ADAPTER`."""
     with busy("loading the weights"):
+        from m27.infer.adapters import read_adapter
         from m27.infer.engine import Engine
 
-        return Engine.load(folder, precision=precision, threads=threads)
+        # Read first: a wrong folder is told at once.
+        read = None if adapter is None else read_adapter(adapter, ADAPTER)
+        engine = Engine.load(folder, precision=precision, threads=threads)
+        if read is not None:
+            engine.add_adapter(ADAPTER, read)
+        return engine
 
 
 def read_part(kind: str, path: Path, letterbox: bool = False) -> dict[str, Any]:

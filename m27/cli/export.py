@@ -18,6 +18,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 CODEC_FILES = ("image_codec.safetensors", "audio_codec.safetensors")
+# What makes a folder of weights a whole model for every command of ours, where the base has it.
+BESIDE = (*TOKENIZER_FILES, *CODEC_FILES, "generation_config.json", "regression.safetensors")
 LAYOUTS = ("hf", "int8", "int4")
 # What tells one layout from another: a folder with two of them would be read as either.
 MARKS = {
@@ -63,7 +65,7 @@ def export(
             write_json(out / "generation_config.json", generation_config(vocabulary.control))
         # The codecs go along, so that whoever samples codes elsewhere can turn them into media,
         # and so that the folder is a whole model for every command of ours too.
-        for name in (*TOKENIZER_FILES, *CODEC_FILES, "generation_config.json", "README.md"):
+        for name in (*BESIDE, "README.md"):
             if (model / name).is_file():
                 shutil.copyfile(model / name, out / name)
     if to == "hf":

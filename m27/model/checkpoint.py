@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from m27.model.config import Config, ConfigError
 from m27.model.decoder import Decoder
@@ -29,9 +29,10 @@ __all__ = [
     "load",
     "open_state",
     "read_base",
+    "rebuilt",
     "save",
     "save_packed",
-    "upcycle",
+    "stock_tensors",
 ]
 
 _INDEX = "model.safetensors.index.json"
@@ -44,12 +45,17 @@ def save(
     directory: Path | str,
     dtype: torch.dtype | None = None,
     shard_bytes: int = 5_000_000_000,
+    drop_bias: bool = False,
 ) -> None:
     """Write a stock checkpoint: config.json and model.safetensors, in shards where it is longer.
 
-    `dtype` (float32, bfloat16, float16) is that of the file; by default the model's own.
-    Raises `CheckpointError` for another dtype. Each file is put in place when it is whole.
+    `dtype` (float32, bfloat16, float16) is that of the file; by default the model's own. A shared
+    expert is folded into the others, exactly. Raises `CheckpointError` for another dtype, and for a
+    selection bias that is not zero, which no stock checkpoint holds, unless `drop_bias` leaves it
+    out. Each file is put in place when it is whole.
     """
+    if not drop_bias:
+        _see_bias(model)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.output_weight.dtype
@@ -57,7 +63,7 @@ def save(
         raise CheckpointError(f"dtype {dtype}: only {', '.join(_DTYPES.values())} are written")
     shards: list[dict[str, Tensor]] = [{}]
     room = shard_bytes
-    for name, tensor in _hf_tensors(model):
+    for name, tensor in stock_tensors(model):
         size = tensor.numel() * dtype.itemsize
         if size > room and shards[-1]:
             shards.append({})
@@ -187,57 +193,54 @@ def extend_vocabulary(model: Decoder, size: int) -> Decoder:
             rows = state[name]
             noise = torch.randn(size - old, rows.shape[1], dtype=rows.dtype, device=rows.device)
             state[name] = torch.cat((rows, rows.mean(0) + 0.1 * rows.std(0) * noise))
-    return _rebuilt(replace(model.config, vocab_size=size), state, model)
+    return rebuilt(replace(model.config, vocab_size=size), state, model)
 
 
-@torch.no_grad()
-def upcycle(dense: Decoder, config: Config) -> Decoder:
-    """A Qwen3-MoE decoder that starts as the Qwen3 decoder `dense`, each expert a copy of its MLP.
-
-    The router is drawn at random and its weights sum to one, so logits are those of `dense` at
-    first; training then tells the experts apart (sparse upcycling, Komatsuzaki et al. 2023). All
-    other weights are shared. Raises `ConfigError` when the shapes of the two do not agree.
-    """
-    agreed = replace(
-        dense.config, family="qwen3_moe", n_experts=config.n_experts, top_k=config.top_k,
-        expert_dim=dense.config.ffn_dim, norm_topk=True,
-    )  # fmt: skip
-    if dense.config.family != "qwen3" or replace(config, ffn_dim=agreed.ffn_dim) != agreed:
-        raise ConfigError(f"upcycle: {config} does not follow from {dense.config}")
-    state: dict[str, Tensor] = {}
-    for name, tensor in dense.state_dict().items():
-        stem, _, part = name.partition(".mlp.")
-        if part in ("gate_proj.weight", "up_proj.weight", "down_proj.weight"):
-            for expert in range(config.n_experts):
-                state[f"{stem}.mlp.experts.{expert}.{part}"] = tensor
-            router = torch.empty(config.n_experts, config.dim, dtype=tensor.dtype)
-            state[f"{stem}.mlp.gate.weight"] = nn.init.normal_(router, std=0.02).to(tensor.device)
-        else:
-            state[name] = tensor
-    return _rebuilt(config, state, dense)
-
-
-def _rebuilt(config: Config, state: Mapping[str, Tensor], like: Decoder) -> Decoder:
+def rebuilt(config: Config, state: Mapping[str, Tensor], like: Decoder) -> Decoder:
+    """A decoder of `config` from `state`, in the dtype, on the device and in the mode of `like`."""
     weight = like.output_weight
     model = assemble(config, state, weight.dtype, weight.device)
     model.recompute = like.recompute
     return model.train(like.training)
 
 
-def _hf_tensors(model: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor under its name on disk, where experts stand one by one."""
-    for name, tensor in model.state_dict().items():
+def stock_tensors(model: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor under its name on disk, where experts stand one by one and a shared one in each."""
+    state = model.state_dict()
+    for name, tensor in state.items():
         stem, _, kind = name.rpartition(".")
+        if ".mlp.shared." in name:
+            continue
         if not stem.endswith(".mlp.experts"):
             yield name, tensor
-        elif kind == "down_proj":
-            for expert, down in enumerate(tensor):
-                yield f"{stem}.{expert}.down_proj.weight", down
-        else:
-            for expert, both in enumerate(tensor):
-                gate, up = both.chunk(2)
-                yield f"{stem}.{expert}.gate_proj.weight", gate
-                yield f"{stem}.{expert}.up_proj.weight", up
+            continue
+        shared = {
+            part: state.get(f"{stem.removesuffix('experts')}shared.{part}_proj.weight")
+            for part in ("gate", "up", "down")
+        }
+        for expert, weight in enumerate(tensor):
+            if kind == "down_proj":
+                yield f"{stem}.{expert}.down_proj.weight", _beside(weight, shared["down"], 1)
+            else:
+                gate, up = weight.chunk(2)
+                yield f"{stem}.{expert}.gate_proj.weight", _beside(gate, shared["gate"], 0)
+                yield f"{stem}.{expert}.up_proj.weight", _beside(up, shared["up"], 0)
+
+
+def _beside(own: Tensor, shared: Tensor | None, dim: int) -> Tensor:
+    """An expert's matrix, with the inner units of the shared one behind its own."""
+    return own if shared is None else torch.cat((own, shared), dim)
+
+
+def _see_bias(model: Decoder) -> None:
+    for number, block in enumerate(model.model.layers):
+        bias_E = getattr(block.mlp, "bias_E", None)
+        if bias_E is not None and bool(bias_E.any()):
+            raise CheckpointError(
+                f"layer {number}: a selection bias of up to {float(bias_E.abs().max()):.3g} stands "
+                "in the router, and a stock checkpoint has none: train until it is annealed to "
+                "zero, or leave it out by drop_bias=True"
+            )
 
 
 def _shapes(config: Config) -> dict[str, torch.Size]:

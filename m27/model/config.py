@@ -7,7 +7,7 @@ implement; it knows nothing of tensors, media or the layout of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 Family = Literal["llama", "qwen3", "qwen3_moe"]
@@ -30,6 +30,8 @@ class Config:
     `dim` is the width of the residual stream, `ffn_dim` the inner width of a dense MLP,
     `expert_dim` that of one expert; `max_len` counts tokens. `n_experts` 0 means dense. `bos_id`,
     `eos_id` and `pad_id` are carried through to `config.json` and not used by the arithmetic.
+    `shared_dim` is the inner width of an expert that every token passes besides (0: none); the stock
+    architecture has none, so this field is of training alone and `to_hf` writes `folded`.
 
     Raises `ConfigError` when fields contradict each other.
     """
@@ -50,6 +52,7 @@ class Config:
     top_k: int = 0
     expert_dim: int = 0
     norm_topk: bool = True
+    shared_dim: int = 0
     bos_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
@@ -80,6 +83,10 @@ class Config:
             raise ConfigError(
                 f"top_k: {self.top_k} of {self.n_experts} experts of width {self.expert_dim}"
             )
+        if self.shared_dim and not (self.shared_dim > 0 and self.n_experts and self.norm_topk):
+            raise ConfigError(
+                f"shared_dim: {self.shared_dim} needs experts whose weights sum to one (norm_topk)"
+            )
         if not self.n_experts and self.ffn_dim < 1:
             raise ConfigError(f"ffn_dim: {self.ffn_dim} is not positive")
 
@@ -87,6 +94,14 @@ class Config:
     def qk_norm(self) -> bool:
         """Whether queries and keys are normalised per head (the Qwen3 families)."""
         return self.family != "llama"
+
+    @property
+    def folded(self) -> Config:
+        """The same function in the stock architecture: the shared expert's inner units in every expert.
+
+        The weights of the chosen experts sum to one, so what stands in each of them counts once.
+        """
+        return replace(self, expert_dim=self.expert_dim + self.shared_dim, shared_dim=0)
 
     @classmethod
     def from_hf(cls, data: Mapping[str, Any]) -> Config:
@@ -136,7 +151,7 @@ class Config:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The dictionary of a stock `config.json` (without the dtype, which `save` adds)."""
+        """The dictionary of a stock `config.json`, of `folded` (without the dtype, which `save` adds)."""
         out: dict[str, Any] = {
             "architectures": [_ARCHITECTURES[self.family]],
             "model_type": self.family,
@@ -166,7 +181,7 @@ class Config:
             out |= {
                 "num_experts": self.n_experts,
                 "num_experts_per_tok": self.top_k,
-                "moe_intermediate_size": self.expert_dim,
+                "moe_intermediate_size": self.folded.expert_dim,
                 "norm_topk_prob": self.norm_topk,
                 "decoder_sparse_step": 1,
                 "mlp_only_layers": [],
@@ -260,7 +275,7 @@ def size_row(name: str, config: Config) -> SizeRow:
     router = c.n_experts * c.dim
     expert = 3 * c.dim * (c.expert_dim if c.n_experts else c.ffn_dim)
     rows = c.vocab_size * c.dim * (1 if c.tied else 2)
-    shared = c.n_layers * (heads + router) + rows
+    shared = c.n_layers * (heads + router + 3 * c.dim * c.shared_dim) + rows
     matrices = shared + c.n_layers * expert * max(c.n_experts, 1)
     vectors = c.n_layers * norms + c.dim
     total = matrices + vectors

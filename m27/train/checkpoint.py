@@ -30,7 +30,7 @@ from m27.model import checkpoint as weights
 from m27.model.config import Config
 from m27.model.packed import CheckpointError, read_trained
 from m27.train import seal
-from m27.train.seal import steps
+from m27.train.seal import steps as steps
 from m27.train.sharded_checkpoint import PartsError, Place, Reader
 
 _FILES = ("trained.safetensors", "optimiser.safetensors")

@@ -30,7 +30,8 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        return _exchange(grads[0], *ctx.back, ctx.group), None, None, None
+        sent, received = ctx.back
+        return _exchange(grads[0], sent, received, ctx.group), None, None, None
 
 
 def _exchange(
@@ -69,11 +70,11 @@ class SpreadExperts(Experts):
         x_sorted = x_MD[order // chosen_Mk.shape[1]]
         if torch.is_autocast_enabled(device):  # as the products will have it: half of the bytes
             x_sorted = x_sorted.to(torch.get_autocast_dtype(device))
-        x_ND = _Exchange.apply(x_sorted, sent, received, self.group)  # type: ignore[no-untyped-call]
+        x_ND = _Exchange.apply(x_sorted, sent, received, self.group)
         expert_N = torch.arange(here, device=x_ND.device).repeat(self.ranks)
         expert_N = expert_N.repeat_interleave(theirs_WE.flatten())
         y_ND = self._through(x_ND, expert_N)
-        y_sorted = _Exchange.apply(y_ND, received, sent, self.group)  # type: ignore[no-untyped-call]
+        y_sorted = _Exchange.apply(y_ND, received, sent, self.group)
         y_MkD = y_sorted[home].unflatten(0, (-1, chosen_Mk.shape[1]))
         return (y_MkD * weights_Mk[..., None]).sum(1).to(x_MD.dtype)
 

@@ -37,9 +37,11 @@ from m27.train.optim import Optimiser
 from m27.train.parallel import Parallel, own_device, own_threads
 from m27.train.passes import Pass, choose
 from m27.train.qlora import BaseError, bits_of, hold
+from m27.train.routing import Balancer, strength
 from m27.train.rows import FreeRows, FrozenRows, Rows
 from m27.train.settings import SettingError, TrainConfig
 from m27.train.watch import Sample, Watch
+from m27.train.whole import WholePass
 
 _TRIM_EVERY = 20  # steps
 
@@ -104,6 +106,7 @@ class Trainer:
             self._refer()
         learned = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.optimiser = Optimiser(learned, config.optim, self.parallel)
+        self.balancer = Balancer(decoder, config.router, corpus.meta["vocabulary"], self.parallel.sums)
         self.step = self.tokens = 0
         self.seconds = 0.0
         self._stop = threading.Event()
@@ -128,6 +131,8 @@ class Trainer:
                 config.path, self.decoder, self.adapters, self.rows, self.rows.dtype,
                 config.compile, full=config.body == "full", base=self._base,
             )  # fmt: skip
+        if isinstance(self._way, WholePass):
+            self._way.balancer = self.balancer
         return self._way
 
     def _resume(self) -> State | None:
@@ -143,6 +148,7 @@ class Trainer:
             raise checkpoint.ResumeError(f"{where}: it was trained on other shards; name a new run")
         self._take(found.trained, where)
         self.optimiser.load(found.optimiser)
+        self.balancer.load_state(found.optimiser)
         torch.set_rng_state(found.optimiser["rng"])
         self.step, self.tokens = found.step, int(found.state["tokens"])
         self.seconds = float(found.state["seconds"])
@@ -302,10 +308,10 @@ class Trainer:
             self.way.run(batch, plan.to(self.device), 1.0, prepared)
         self.optimiser.clear()
         self.parallel.clear()
+        self.balancer.forget()
         return itertools.chain([first], steps)
 
     def _train_step(self, batches: list[Planned]) -> dict[str, object]:
-        progress = self.progress
         self.rows.refresh()
         self.way.refresh()
         self.tally.clear()
@@ -328,8 +334,9 @@ class Trainer:
         self.rows.backward()
         self.way.collect()
         self.parallel.collect(self.parameters)
-        scale, norm = self.optimiser.step(progress)
+        scale, norm = self.optimiser.step(self.progress)
         self.step += 1
+        self.balancer.update(strength(self.config.router, self.config.optim, self.progress))
         loss = float(self.parallel.sums(sums.sum()))
         self.tally.over(self.parallel.sums)
         media, tasks, targets = self.tally.means()
@@ -341,6 +348,7 @@ class Trainer:
             "rate": round(scale, 5), "gradient_norm": round(norm, 4),
             **({} if apart is None else {"divergence": round(apart, 4)}),
             **({"preference": {name: round(value, 4) for name, value in pairs.items()}} if pairs else {}),
+            **({"load": self.balancer.load(clear=True).record()} if self.balancer.layers else {}),
         }  # fmt: skip
 
     def trained(self, average: bool = False) -> dict[str, Tensor]:
@@ -371,14 +379,13 @@ class Trainer:
             "model": asdict(self.decoder.config),
             "config": json.loads(json.dumps(asdict(self.config))),
         }  # fmt: skip
+        optimiser = {**self.optimiser.state(), **self.balancer.state(), "rng": torch.get_rng_state()}
         if self.writer is None:
             return checkpoint.save(
-                self.run_folder, self.step, self.trained(), self.optimiser.state(), state,
-                self.config.keep,
-            )  # fmt: skip
+                self.run_folder, self.step, self.trained(), optimiser, state, self.config.keep
+            )
+        groups: dict[str, Mapping[str, Tensor]] = {"trained": self.parameters, "optimiser": optimiser}
         token = int(self.parallel.told(time.time() * 1000))
-        optimiser = {**self.optimiser.state(), "rng": torch.get_rng_state()}
-        groups = {"trained": self.parameters, "optimiser": optimiser}
         self.writer.save(self.step, token, groups, self.parallel.place, state)
         return self.run_folder / f"step-{self.step:06d}"
 

@@ -126,7 +126,7 @@ class BlockExperts(_InBlocks):
         super().__init__([*gate_up, *down])
         self.gate_up, self.down = gate_up, down
 
-    def grouped(self, x_MD: Tensor, chosen_Mk: Tensor, weights_Mk: Tensor) -> Tensor:
+    def forward(self, x_MD: Tensor, chosen_Mk: Tensor, weights_Mk: Tensor) -> Tensor:
         """Every expert in turn over the tokens that chose it; [M, D]."""
         y_MD = torch.zeros_like(x_MD)
         for expert, (gate_up, down) in enumerate(zip(self.gate_up, self.down, strict=True)):

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from m27.train.lora import LoraConfig
 from m27.train.optim import OptimConfig
 from m27.train.pairs import PreferenceConfig
+from m27.train.routing import RouterConfig
 
 _C = TypeVar("_C")
 _UNIONS = (typing.Union, types.UnionType)
@@ -79,7 +80,8 @@ class TrainConfig:
     by `preference`, from documents that are pairs. With `base_bits` the frozen body is held in blocks of 8
     or 4 bits (QLoRA; plain only). `z_loss` weighs log(z)² in the loss (see `cross_entropy`). Samples are
     drawn every `sample_minutes` by whoever starts the run (0: never). `log` names what takes the figures
-    beside log.jsonl: tensorboard, csv, wandb, none.
+    beside log.jsonl: tensorboard, csv, wandb, none. `router` is how the router of a mixture of experts is
+    trained (path "whole").
     """
 
     name: str
@@ -105,6 +107,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 

@@ -9,6 +9,8 @@ Tested with gloo on CPU; with NCCL it has not been run on several GPUs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -52,10 +54,8 @@ class Sharding:
             if self.expert > 1 and isinstance(mlp := block.mlp, MoE):
                 mlp.experts = self._dealt(mlp)
                 # Where there are more ranks than experts of theirs, each expert is cut.
-                cut = Shard(int(self._experts.size(1) > len(mlp.experts.gate_up_proj)))
-                fully_shard(
-                    mlp.experts, mesh=outer, mp_policy=policy, shard_placement_fn=lambda _, cut=cut: cut
-                )
+                dim = int(self._experts.size(1) > len(mlp.experts.gate_up_proj))
+                fully_shard(mlp.experts, mesh=outer, mp_policy=policy, shard_placement_fn=_along(dim))
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(whole, mesh=mesh, mp_policy=policy)
         self._modules = [m for m in whole.modules() if isinstance(m, FSDPModule)]
@@ -119,6 +119,10 @@ class Sharding:
         parts = [torch.empty_like(held) for _ in range(self.expert)]
         dist.all_gather(parts, held.contiguous(), group=self._experts.get_group("expert"))
         return torch.cat(parts)
+
+
+def _along(dim: int) -> Callable[[nn.Parameter], Shard]:
+    return lambda _: Shard(dim)
 
 
 def cut_parts(parameters: dict[str, nn.Parameter]) -> dict[str, DTensor]:

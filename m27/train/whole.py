@@ -22,6 +22,7 @@ from m27.model.layers import MLP, RMSNorm
 from m27.train.head import Losses
 from m27.train.kernels import can_compile
 from m27.train.objective import cross_entropy
+from m27.train.routing import Balancer
 from m27.train.rows import FreeRows
 from m27.train.scoring import Group, Plan
 
@@ -103,10 +104,15 @@ def compile_blocks(decoder: Decoder) -> None:
 
 
 class WholePass:
-    """`Whole`, forward and backward; gradients gather where autograd leaves them."""
+    """`Whole`, forward and backward; gradients gather where autograd leaves them.
+
+    With experts, `balancer` (once it is set) counts who was chosen, and its losses are added: of each
+    micro-batch by its share of the step's weight, so that they are means over the step.
+    """
 
     def __init__(self, decoder: Decoder, rows: FreeRows, compile: bool = False) -> None:
         self.whole = Whole(decoder, rows.dtype)
+        self.balancer: Balancer | None = None
         if compile and can_compile():
             compile_blocks(decoder)
 
@@ -123,6 +129,10 @@ class WholePass:
         """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
         if batch.branches_BT is not None:
             raise ValueError("documents with branches need path=fused or path=merged, whose attention knows them")
-        loss, losses_M = self.whole(batch, plan, batch.weights_M / total_weight, None)
+        weights_M = batch.weights_M / total_weight
+        routing: list[Tensor] = []
+        loss, losses_M = self.whole(batch, plan, weights_M, routing)
+        if routing and self.balancer is not None:
+            loss = loss + self.balancer(routing, batch) * weights_M.sum()
         loss.backward()
         return Losses(losses_M.detach())

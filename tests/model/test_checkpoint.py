@@ -1,4 +1,4 @@
-"""Weights in and out: whole, in shards, in each dtype; longer vocabularies; upcycling; refusals."""
+"""Weights in and out: whole, in shards, in each dtype; longer vocabularies; refusals."""
 
 import json
 import pickle
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from m27.model.checkpoint import CheckpointError, assemble, extend_vocabulary, load, save, upcycle
+from m27.model.checkpoint import CheckpointError, assemble, extend_vocabulary, load, save
 from m27.model.config import ConfigError
 from tests.model.conftest import FAMILIES, TINY, random_decoder
 
@@ -133,21 +133,6 @@ def test_a_longer_vocabulary_leaves_the_old_ids_alone(model):
     assert len({tuple(row.tolist()) for row in longer.output_weight[97:]}) == 33
     with pytest.raises(ConfigError, match="vocab_size: 96 is below the present 97"):
         extend_vocabulary(model, 96)
-
-
-@torch.no_grad()
-def test_upcycled_experts_begin_as_the_dense_model():
-    dense = random_decoder(FAMILIES["qwen3"])
-    config = replace(dense.config, family="qwen3_moe", n_experts=4, top_k=2, expert_dim=96)
-    ids = torch.randint(0, 97, (2, 9))
-    moe = upcycle(dense, config)
-    torch.testing.assert_close(moe(ids), dense(ids), rtol=0, atol=1e-4)
-    assert moe.model.layers[0].mlp.gate.weight.std() > 0.01
-    for wrong in (replace(config, expert_dim=48), replace(config, dim=32)):
-        with pytest.raises(ConfigError, match="upcycle"):
-            upcycle(dense, wrong)
-    with pytest.raises(ConfigError, match="upcycle"):
-        upcycle(random_decoder(TINY), config)
 
 
 def test_assembled_weights_go_where_they_are_asked(tiny):

@@ -76,6 +76,7 @@ def train(run: Path, shape: dict[str, Any] | None = None, **changes: Any) -> Non
 
         made._train_step = until_killed  # type: ignore[method-assign]
     result = made.run(until=until)
+    assert result.step == (until or made.config.steps), f"step {result.step}; a signal: {made._stop.is_set()}"
     if made.parallel.leads:
         save_file(result.trained, run.with_suffix(".safetensors"))
 

@@ -22,7 +22,7 @@ def torchrun(folder, jobs, restarts):
         "-m", "tests.train.parallel_ranks", str(folder), ranks.json.dumps(jobs),
     ]  # fmt: skip
     return subprocess.run(
-        command, cwd=ranks.ROOT, text=True, capture_output=True, timeout=300,
+        command, cwd=ranks.ROOT, text=True, capture_output=True, timeout=2 * ranks.SECONDS,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
