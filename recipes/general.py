@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,8 +21,8 @@ from m27.language.vocabulary import Vocabulary, VocabularyError
 from m27.model import checkpoint
 from m27.model.config import SIZES
 from m27.model.files import read_json, write_json
-from m27.train import trial
-from m27.train.job import Job, differing, open_trainer, shape_of
+from m27.train import plan_run
+from m27.train.job import Job, differing, open_corpus, open_trainer, shape_of
 from m27.train.loop import Result, Trainer
 from m27.train.lora import LoraConfig
 from m27.train.optim import OptimConfig
@@ -102,12 +101,13 @@ def go(
     return result
 
 
-def expected(job: Job) -> str:
-    """Memory and time that `job` takes, found by a few steps of it in a folder that goes away."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = open_trainer(replace(job, log=()), Path(folder), quiet=True)
-        cost = trial.measure(trainer)
-    return cost.text(job.steps, job.minutes)
+def expected(job: Job) -> list[str]:
+    """Memory and time that `job` is expected to take here, as lines; of the shards only their lengths are read."""
+    corpus = open_corpus(job)
+    model = job.model
+    if not job.begin:
+        model = replace(model, vocab_size=int(corpus.meta["vocabulary"]["size"]))
+    return plan_run.expected(job.settings(), model, document=int(corpus.lengths.mean())).lines()
 
 
 def write(job: Job, trainer: Trainer, trained: Mapping[str, Tensor], out: Path) -> str:

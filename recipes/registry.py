@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m27.train.job import Job
 from m27.train.loop import Result
 from m27.train.settings import SettingError, TrainConfig, change, named, read
 from recipes import general, staged, stages
@@ -25,11 +24,12 @@ Go = Callable[[Any, Path, Path | None, int | None, float | None], Result]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe's name, the function that returns its configuration, and what trains it."""
+    """A recipe's name, the function that returns its configuration, what trains it, and what it takes."""
 
     name: str
     make: Callable[..., TrainConfig]
     go: Go
+    expected: Callable[[Any], list[str]]  # memory and time of a run, as lines
 
     @property
     def line(self) -> str:
@@ -51,29 +51,23 @@ class Recipe:
         """Names of the settings that are yes or no, and so need no value."""
         return [name for name, value in named(self.make()) if isinstance(value, bool)]
 
-    def expected(self, config: TrainConfig) -> str:
-        """What memory and time a run of `config` is expected to take, as lines of text."""
-        if not isinstance(config, Job):
-            raise SettingError(f"{self.name}: what a stage of m27-nano takes is in docs/train.md")
-        return general.expected(config)
-
 
 def _stage(name: str, make: Callable[[], stages.NanoRecipe]) -> Recipe:
     def configuration() -> staged.StageConfig:
         return staged.StageConfig.of(make())
 
     configuration.__doc__ = make.__doc__
-    return Recipe(f"nano-{name}", configuration, staged.go)
+    return Recipe(f"nano-{name}", configuration, staged.go, staged.expected)
 
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("pretrain", general.pretrain, general.go),
-        Recipe("sft", general.sft, general.go),
-        Recipe("lora", general.lora, general.go),
-        Recipe("qlora", general.qlora, general.go),
-        Recipe("dpo", general.dpo, general.go),
+        Recipe("pretrain", general.pretrain, general.go, general.expected),
+        Recipe("sft", general.sft, general.go, general.expected),
+        Recipe("lora", general.lora, general.go, general.expected),
+        Recipe("qlora", general.qlora, general.go, general.expected),
+        Recipe("dpo", general.dpo, general.go, general.expected),
         *(_stage(name, make) for name, make in stages.STAGES.items()),
     )
 }

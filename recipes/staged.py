@@ -11,8 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from m27.language.vocabulary import CONTROL_SLOTS
+from m27.train import plan_run
+from m27.train.job import shape_of
 from m27.train.loop import Result
+from m27.train.plan_memory import Vocabulary
 from m27.train.settings import TrainConfig
+from recipes import base
 from recipes.stages import NanoRecipe
 
 _PLACES = ("sources", "out", "codecs", "shards", "runs", "warm_start", "begin", "shipped")
@@ -55,3 +60,9 @@ def go(
     recipe = config.recipe()
     recipe = replace(recipe, out=out or recipe.out, runs=run.parent)
     return nano.train(replace(recipe, train=replace(recipe.train, name=run.name)), until, minutes)
+
+
+def expected(config: StageConfig) -> list[str]:
+    """Memory and time that a stage is expected to take here, as lines; it asks for the base in its folder."""
+    rows = Vocabulary(CONTROL_SLOTS, (base.IMAGE_LEVELS, base.AUDIO_LEVELS))
+    return plan_run.expected(config.recipe().train, shape_of(config.out), vocabulary=rows).lines()

@@ -57,7 +57,7 @@ def train(
         return
     folder = run or Path("runs") / config.name
     if dry_run:
-        print(chosen.expected(config))
+        print("\n".join(chosen.expected(config)))
         return
     chosen.go(config, folder, out, until, max_minutes_this_call)
 

@@ -90,7 +90,6 @@ def test_a_stage_of_nano_shows_its_run_and_its_places(run) -> None:
         (["dpo", "--preference.beta", "-1"], "beta"),
         (["sft", "--begin", "nowhere"], "nowhere"),
         (["sft", "--rows", "maps"], "shards"),
-        (["nano-joint", "--dry-run"], "docs/train.md"),
         (["sft", "--write", "average"], "optim.average"),
     ],
 )
