@@ -239,7 +239,7 @@ def main() -> None:
             "growth": growth(Path(made) / "shards", corpus, options.documents),
             "records": records(Path(made) / "records", options.records),
         }  # fmt: skip
-    media.write_atomic(options.out, (json.dumps(found, indent=2) + "\n").encode())
+        media.write_atomic(options.out, (json.dumps(found, indent=2) + "\n").encode())
     print(f"{len(corpus):,} documents of {os.fspath(options.shards)}; one thread of {found['machine']['processor']}\n")
     raise SystemExit(0 if report(found) else 1)
 
