@@ -35,7 +35,8 @@ from m27.model.decoder import Decoder
 from m27.train.lora import Adapters, LoraConfig
 from m27.train.optim import OptimConfig, Optimiser
 from m27.train.passes import choose
-from m27.train.plan_memory import Arithmetic, Memory, Micro, Vocabulary, local
+from m27.train.plan_memory import Memory, local
+from m27.train.plan_shape import Arithmetic, Micro, Vocabulary
 from m27.train.rows import FreeRows, FrozenRows, Rows
 from m27.train.scoring import Group, Plan
 

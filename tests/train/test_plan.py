@@ -23,15 +23,8 @@ from m27.train.plan import (
     recommended,
 )
 from m27.train.plan_cost import Layout, forward_flops, traffic
-from m27.train.plan_memory import (
-    Arithmetic,
-    Micro,
-    adapter_numbers,
-    counts,
-    local,
-    saved_per_token,
-    seen,
-)
+from m27.train.plan_memory import local, saved_per_token, seen
+from m27.train.plan_shape import Arithmetic, Micro, adapter_numbers, counts
 
 SMALL = Config(
     "llama", vocab_size=1024, dim=96, n_layers=3, n_heads=6, n_kv_heads=3, head_dim=16, ffn_dim=256, tied=True
