@@ -169,7 +169,7 @@ def work_bytes(c: Config, a: Arithmetic, micro: Micro) -> float:
         attention = 2 * documents * c.n_heads * edge * micro.reach * w + n * (3 * f * w + 6 * d * w)
         return n * 5 * 4 * d + max(swiglu, attention)
     norm = n * 5 * 4 * d
-    mlp = n * (2 * f * w + a.stream * d + (d * w if a.narrow else 0) - last)
+    mlp = float(n * (2 * f * w + a.stream * d + (d * w if a.narrow else 0) - last))
     if not a.full:
         mlp += n * f * w / 2  # each matrix's input gets one gradient from it and one from its adapter
     copies = 0.0

@@ -12,7 +12,6 @@ from m27.model.config import SIZES, Config, size_row
 from m27.model.decoder import Decoder
 from m27.train.plan import (
     Ask,
-    Machine,
     PlanError,
     Row,
     command,
@@ -22,7 +21,7 @@ from m27.train.plan import (
     plan,
     recommended,
 )
-from m27.train.plan_cost import Layout, forward_flops, traffic
+from m27.train.plan_cost import Layout, Machine, forward_flops, traffic
 from m27.train.plan_memory import local, saved_per_token, seen
 from m27.train.plan_shape import Arithmetic, Micro, adapter_numbers, counts
 
