@@ -200,7 +200,7 @@ def test_the_command_says_what_was_planned():
     line = typed(ask(gpus=16, nodes=2), "a/folder")
     assert "--nnodes 2" in line and "train sft --begin a/folder" in line
     line = typed(ask(gpus=1, kind="qlora", rank=8, preference=True), "7b")
-    assert "train lora --begin FOLDER" in line and "--base_bits 4" in line
+    assert "train qlora --begin FOLDER" in line
     assert "--lora.rank 8" in line and "--objective preference" in line
 
 
