@@ -35,7 +35,8 @@ from m27.model.decoder import Decoder
 from m27.train.lora import Adapters, LoraConfig
 from m27.train.optim import OptimConfig, Optimiser
 from m27.train.passes import choose
-from m27.train.plan_memory import Arithmetic, Memory, Micro, Vocabulary, local
+from m27.train.plan_memory import Memory, local
+from m27.train.plan_shape import Arithmetic, Micro, Vocabulary
 from m27.train.rows import FreeRows, FrozenRows, Rows
 from m27.train.scoring import Group, Plan
 
@@ -218,20 +219,40 @@ def _child(case: Case, pipe: Connection) -> None:
     pipe.send({"resident": resident(case), "count": count(case)})
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Both measurements of a case, in a process of its own, beside the plan."""
+def measure(case: Case) -> tuple[int, int]:
+    """Bytes at the peak of a case in a process of its own: of its live tensors, and of the process."""
     context = multiprocessing.get_context("fork")  # which need not import torch again
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(case, there))
     process.start()
     there.close()
-    found: dict[str, Any] = {"case": asdict(case) | {"model": case.model.to_hf()}, **here.recv()}
+    found = here.recv()
     process.join()
+    return found["count"]["peak"], found["resident"]
+
+
+def row(case: Case, counted_mb: float, resident_mb: float) -> dict[str, Any]:
+    """A case as JSON: what was measured, and what was planned."""
     plan = planned(case)
-    found["plan"] = asdict(plan) | {"total": plan.total}
-    found["ratio"] = round(plan.total / found["count"]["peak"], 4)
-    found["resident_ratio"] = round(plan.total / found["resident"], 4)
-    return found
+    return {
+        **asdict(case), "model": case.model.to_hf(), "counted_mb": round(counted_mb, 1),
+        "planned_mb": round(plan.total / 1e6, 1), "ratio": round(plan.total / 1e6 / counted_mb, 3),
+        "resident_mb": round(resident_mb, 1), "planned": {k: round(v) for k, v in asdict(plan).items()},
+    }  # fmt: skip
+
+
+def line(found: dict[str, Any]) -> str:
+    """A row of the table."""
+    return (
+        f"{found['name']:28} {found['dtype']:9} {'yes' if found['recompute'] else 'no':5} "
+        f"{found['counted_mb']:6.1f}M  {found['planned_mb']:6.1f}M {found['ratio']:6.3f}  {found['resident_mb']:6.1f}M"
+    )
+
+
+def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """What there is so far: a run that is cut short leaves its cases."""
+    result = {**machine.describe(1), "command": "python -m benchmarks.plan", "rows": list(rows)}
+    write_atomic(out, (json.dumps(result, indent=1) + "\n").encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -242,20 +263,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     narrow = runtime.cpu_bf16()
     chosen = [c for c in cases() if given.only in f"{c.name} {c.path}" and (narrow or c.dtype == "float32")]
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(f"{'case':28} {'dtype':9} again  counted  planned  ratio  resident")
     for case in chosen:
-        row = measure(case)
-        rows.append(row)
-        counted, total = row["count"]["peak"] / 1e6, row["plan"]["total"] / 1e6
-        print(
-            f"{case.name:28} {case.dtype:9} {'yes' if case.recompute else 'no':5} {counted:6.1f}M  {total:6.1f}M "
-            f"{row['ratio']:6.3f}  {row['resident'] / 1e6:6.1f}M", flush=True,
-        )  # fmt: skip
-    ratios = [row["ratio"] for row in rows]
+        counted, grown = measure(case)
+        rows.append(row(case, counted / 1e6, grown / 1e6))
+        print(line(rows[-1]), flush=True)
+        write(rows, given.out)
+    ratios = [found["ratio"] for found in rows]
     print(f"{len(rows)} cases, planned over counted from {min(ratios):.3f} to {max(ratios):.3f}")
-    result = {**machine.describe(1), "command": "python -m benchmarks.plan", "rows": rows}
-    write_atomic(given.out, (json.dumps(result, indent=1) + "\n").encode())
     return 0
 
 

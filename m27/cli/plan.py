@@ -41,9 +41,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Every number, as one JSON object.")] = False,
 ) -> None:
     """What fits: every way to lay training out over GPUs, with memory, time and traffic, and the command to type."""
-    from m27.train.plan import Ask, Machine, PlanError, command, recommended
+    from m27.train.plan import Ask, PlanError, command, recommended
     from m27.train.plan import plan as ways
-    from m27.train.plan_cost import NETWORKS
+    from m27.train.plan_cost import NETWORKS, Machine
 
     for name, value, known in (("--kind", kind, ("full", "lora", "qlora")), ("--optim", optimiser, ("adamw", "muon"))):
         if value not in known:

@@ -16,14 +16,8 @@ from typing import Literal
 
 from m27.model.config import SIZES, Config
 from m27.train.plan_cost import Layout, Machine, Time, Traffic, step_time, traffic
-from m27.train.plan_memory import (
-    Arithmetic,
-    Memory,
-    Micro,
-    adapter_numbers,
-    counts,
-    local,
-)
+from m27.train.plan_memory import Memory, local
+from m27.train.plan_shape import Arithmetic, Micro, adapter_numbers, counts
 
 Kind = Literal["full", "lora", "qlora"]
 _INT4 = 20 / 32  # bytes a number: blocks of 32 values in 4 bits, a scale and a minimum (Q4_1 of ggml)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from m27.model.config import Config
-from m27.train.plan_memory import Arithmetic, Counts, Micro, adapter_numbers, counts
+from m27.train.plan_shape import Arithmetic, Counts, Micro, adapter_numbers, counts
 
 NETWORKS = {"infiniband": 50.0, "ethernet": 1.5625}  # GB/s a GPU: 400 Gb/s each; 100 Gb/s for a node of eight
 

@@ -17,15 +17,8 @@ import torch
 from m27 import runtime
 from m27.model.config import Config
 from m27.train.plan_cost import Layout, Machine, Traffic, step_time
-from m27.train.plan_memory import (
-    Arithmetic,
-    Memory,
-    Micro,
-    Vocabulary,
-    adapter_numbers,
-    counts,
-    local,
-)
+from m27.train.plan_memory import Memory, local
+from m27.train.plan_shape import Arithmetic, Micro, Vocabulary, adapter_numbers, counts
 from m27.train.settings import TrainConfig
 
 # Of the speed of one large product, what a step reaches: measured on CPUs (docs/LOG.md), assumed on GPUs.

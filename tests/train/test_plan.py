@@ -12,7 +12,6 @@ from m27.model.config import SIZES, Config, size_row
 from m27.model.decoder import Decoder
 from m27.train.plan import (
     Ask,
-    Machine,
     PlanError,
     Row,
     command,
@@ -22,16 +21,9 @@ from m27.train.plan import (
     plan,
     recommended,
 )
-from m27.train.plan_cost import Layout, forward_flops, traffic
-from m27.train.plan_memory import (
-    Arithmetic,
-    Micro,
-    adapter_numbers,
-    counts,
-    local,
-    saved_per_token,
-    seen,
-)
+from m27.train.plan_cost import Layout, Machine, forward_flops, traffic
+from m27.train.plan_memory import local, saved_per_token, seen
+from m27.train.plan_shape import Arithmetic, Micro, adapter_numbers, counts
 
 SMALL = Config(
     "llama", vocab_size=1024, dim=96, n_layers=3, n_heads=6, n_kv_heads=3, head_dim=16, ffn_dim=256, tied=True
@@ -208,7 +200,7 @@ def test_the_command_says_what_was_planned():
     line = typed(ask(gpus=16, nodes=2), "a/folder")
     assert "--nnodes 2" in line and "train sft --begin a/folder" in line
     line = typed(ask(gpus=1, kind="qlora", rank=8, preference=True), "7b")
-    assert "train lora --begin FOLDER" in line and "--base_bits 4" in line
+    assert "train qlora --begin FOLDER" in line
     assert "--lora.rank 8" in line and "--objective preference" in line
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from m27.train.plan import cut
 from m27.train.plan_cost import Layout
-from m27.train.plan_memory import Arithmetic, Micro, counts
+from m27.train.plan_shape import Arithmetic, Micro, counts
 from tests.train.plan_ranks import CASE, MODEL
 
 ROOT = Path(__file__).parents[2]

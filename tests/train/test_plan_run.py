@@ -7,8 +7,9 @@ import torch
 
 from m27.model.config import SIZES
 from m27.train.plan_cost import Machine
-from m27.train.plan_memory import Arithmetic, Micro, local
+from m27.train.plan_memory import local
 from m27.train.plan_run import expected, here, way_of
+from m27.train.plan_shape import Arithmetic, Micro
 from m27.train.settings import TrainConfig, change
 
 MACHINE = Machine(memory=8e9, reserve=0.0, peak=1e11)
