@@ -6,6 +6,7 @@ once. A fault of the caller's is one line on standard error and exit status 2.
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 
@@ -95,6 +96,8 @@ def _run(arguments: Sequence[str] | None, speaks: Callable[[], bool] = lambda: T
         line = console.describe(error)
         if line is None:
             raise
-        if speaks() and not getattr(error, "told", False):  # by another process of the same command
+        if not speaks():
+            time.sleep(60)  # torchrun ends us when the first process has said it; not before
+        elif not getattr(error, "told", False):  # by another process of the same command
             print(f"m27: {line}", file=sys.stderr)
         sys.exit(2)

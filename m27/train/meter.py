@@ -42,7 +42,7 @@ class Meter:
             kept = [line for line in lines if _step_of(line) <= resumed_step]
             self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.quiet = quiet
-        self.sinks = open_sinks(sinks, folder, name, resumed_step)
+        self.sinks = open_sinks(sinks if writes else (), folder, name, resumed_step)
         self._recent: deque[tuple[float, int, float]] = deque([(time.monotonic(), 0, 0.0)], maxlen=21)
         self._drawn = 0.0
         self._tty = sys.stderr.isatty()

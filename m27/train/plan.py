@@ -234,10 +234,10 @@ def command(ask: Ask, row: Row, name: str) -> str:
     SHARDS, FOLDER and HOST stand for what only the caller knows.
     """
     m, layout, a = ask.machine, row.layout, arithmetic(ask, row.recompute)
-    launch = f"torchrun --standalone --nproc-per-node {m.each} -m m27.cli train"
+    launch = f"torchrun --standalone --nproc-per-node {m.each} -m -- m27.cli train"
     if m.nodes > 1:
         meet = f"--nnodes {m.nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500"
-        launch = f"torchrun {meet} --nproc-per-node {m.each} -m m27.cli train"
+        launch = f"torchrun {meet} --nproc-per-node {m.each} -m -- m27.cli train"
     known = name in SIZES
     if a.full:
         recipe = "sft" if ask.preference or not known else "pretrain"

@@ -15,7 +15,7 @@ def test_a_table_and_the_command_to_type(run: Run):
     assert "full shard" in done.out and "replicate" in done.out
     *_, recommended, typed = done.out.strip().splitlines()
     assert recommended.startswith("recommended: full shard")
-    assert typed.startswith("torchrun --standalone --nproc-per-node 8 -m m27.cli train pretrain --size 7b")
+    assert typed.startswith("torchrun --standalone --nproc-per-node 8 -m -- m27.cli train pretrain --size 7b")
 
 
 def test_json_has_every_number(run: Run):

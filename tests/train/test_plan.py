@@ -195,7 +195,7 @@ def typed(asked: Ask, name: str) -> str:
 
 def test_the_command_says_what_was_planned():
     line = typed(ask(), "7b")
-    assert line.startswith("torchrun --standalone --nproc-per-node 8 -m m27.cli train pretrain --size 7b ")
+    assert line.startswith("torchrun --standalone --nproc-per-node 8 -m -- m27.cli train pretrain --size 7b ")
     assert "--parallel.shard 8" in line and "--data.step_rows 128" in line
     line = typed(ask(gpus=16, nodes=2), "a/folder")
     assert "--nnodes 2" in line and "train sft --begin a/folder" in line
