@@ -281,7 +281,7 @@ def _merge(decoder: Decoder, factors: Mapping[str, Tensor], lora: LoraConfig) ->
 def _measure(
     decoder: Decoder, rows: Rows, prepared: Prepared, dtype: torch.dtype, when: str
 ) -> dict[str, Losses]:
-    some = range(min(len(prepared.held_out), MEASURED))
+    some = finetune_answers.spread(range(len(prepared.held_out)), MEASURED)
     out = {
         "held_out": document_losses(
             decoder, prepared.held_out, dtype, some, f"held-out records {when}",
