@@ -154,13 +154,14 @@ def run(config: FinetuneConfig, say: Say = print) -> dict[str, Any] | None:
         gc.collect()
         decoder, rows = _open(settings, base, device, dtype)
         _merge(decoder, result.trained, settings.lora)
-    elif config.method == "qlora":
-        _ = trainer.way  # whose making hangs the adapters on the decoder
+    else:
+        _ = trainer.way  # of QLoRA: whose making hangs the adapters on the decoder
+        del trainer
     after = _measure(decoder, rows, prepared, dtype, "after")
     del decoder, rows
     gc.collect()
     results = {
-        **_told(config, settings, prepared, result, base),
+        **_told(config, settings, prepared, result, base, max_tokens),
         "held_out": _by_medium(before["held_out"], after["held_out"], config.seed),
         "regression": _by_kind(prepared.regression, before, after, config.seed),
         "answers": finetune_answers.compare(config, prepared.held_documents, base, out),
@@ -172,8 +173,9 @@ def run(config: FinetuneConfig, say: Say = print) -> dict[str, Any] | None:
 
 
 def _told(
-    config: FinetuneConfig, settings: TrainConfig, prepared: Prepared, result: Result, base: Path
-) -> dict[str, Any]:
+    config: FinetuneConfig, settings: TrainConfig, prepared: Prepared, result: Result, base: Path,
+    max_tokens: int,
+) -> dict[str, Any]:  # fmt: skip
     """What was trained, on what and for how long."""
     return {
         "asked": _plain(config), "base": base.resolve().name, "base_revision": weights_revision(base),
@@ -187,7 +189,10 @@ def _told(
             "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 1),
             "processor_seconds": round(time.process_time(), 1),
         },
-        "settings": {**dataclasses.asdict(config), "lr": settings.optim.lr, "steps": settings.steps},
+        "settings": {
+            **dataclasses.asdict(config), "lr": settings.optim.lr, "steps": settings.steps,
+            "max_tokens": max_tokens,
+        },
         "notes": prepared.notes,
     }  # fmt: skip
 
@@ -276,7 +281,7 @@ def _merge(decoder: Decoder, factors: Mapping[str, Tensor], lora: LoraConfig) ->
 def _measure(
     decoder: Decoder, rows: Rows, prepared: Prepared, dtype: torch.dtype, when: str
 ) -> dict[str, Losses]:
-    some = range(min(len(prepared.held_out), MEASURED))
+    some = finetune_answers.spread(range(len(prepared.held_out)), MEASURED)
     out = {
         "held_out": document_losses(
             decoder, prepared.held_out, dtype, some, f"held-out records {when}",

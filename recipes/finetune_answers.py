@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from m27.codec import media
 from m27.data.sources.base import Document
@@ -23,6 +23,7 @@ from m27.language.template import MessageError
 if TYPE_CHECKING:
     from recipes.finetune import FinetuneConfig
 
+T = TypeVar("T")
 SHORT = 240  # characters: longer answers are not marked right or wrong
 MAX_TOKENS = 128
 NAME = "tuned"
@@ -33,8 +34,8 @@ def compare(
 ) -> dict[str, Any]:
     """The shares of right answers before and after; empty where no held-out answer is short words."""
     asked = [q for q in map(tuned.question, documents) if q is not None and len(q.answer) <= SHORT]
-    asked = asked[: config.answers]
-    with_media = [d for d in documents if _ends_in_media(d)][: config.samples]
+    asked = spread(asked, config.answers)
+    with_media = spread([d for d in documents if _ends_in_media(d)], config.samples)
     if not asked and not with_media:
         return {}
     found: dict[str, list[str]] = {}
@@ -54,6 +55,13 @@ def compare(
         )
         for when, texts in found.items()
     }  # fmt: skip
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly over all of them: files are often sorted by what they show."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _engine(

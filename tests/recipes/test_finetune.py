@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from recipes.finetune import FinetuneConfig, recipe, warnings
+from recipes.finetune_answers import spread
 from recipes.finetune_card import card
 from tests.train import fixtures
 
@@ -32,6 +33,12 @@ def test_the_run_follows_from_the_data(tmp_path):
 def test_methods(tmp_path, method, body, rows, bits):
     run = recipe(replace(ASKED, method=method), fixtures.corpus(tmp_path))
     assert (run.body, run.rows, run.base_bits) == (body, rows, bits)
+
+
+def test_a_few_are_taken_from_everywhere():
+    assert spread(range(3), 5) == [0, 1, 2]
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread(range(10), 0) == []
 
 
 def row(low: float, high: float) -> dict[str, object]:
