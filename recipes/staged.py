@@ -15,7 +15,7 @@ from m27.language.vocabulary import CONTROL_SLOTS
 from m27.train import plan_run
 from m27.train.job import shape_of
 from m27.train.loop import Result
-from m27.train.plan_memory import Vocabulary
+from m27.train.plan_shape import Vocabulary
 from m27.train.settings import TrainConfig
 from recipes import base
 from recipes.stages import NanoRecipe

@@ -74,7 +74,7 @@ def config(**changes) -> TrainConfig:
         tasks={"draw": 2, "text": 1, "speak": 1}, drop_prompt=("draw",), drop_rate=0.5,
         row=256, rows=2, accumulate=2, pool=32, media_weights={"image": 0.5},
     )  # fmt: skip
-    given = TrainConfig("tiny", steps=4, compile=False, lora=LoraConfig(rank=4), data=data)
+    given = TrainConfig("tiny", steps=4, compile=False, log=("none",), lora=LoraConfig(rank=4), data=data)
     return dataclasses.replace(given, **changes)
 
 
