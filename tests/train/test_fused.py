@@ -58,7 +58,7 @@ def test_fused_equals_autograd(targets):
         fused.backward(g, tape)
 
 
-def test_merge_takes_up_changed_adapters_and_leaves_the_base():
+def test_refresh_takes_up_changed_adapters_and_leaves_the_base():
     decoder = fixtures.decoder()
     adapters = Adapters(decoder, LoraConfig(rank=4))
     fused = Fused(decoder, adapters, torch.float32)
@@ -66,8 +66,8 @@ def test_merge_takes_up_changed_adapters_and_leaves_the_base():
     before = linear.weight.clone()
     for parameter in adapters.parameters().values():
         torch.nn.init.normal_(parameter)
-    fused.merge()
-    fused.merge()
+    fused.refresh()
+    fused.refresh()
     a, b = adapters["model.layers.0.mlp.down_proj"]
     torch.testing.assert_close(linear.weight, before + adapters.scale * b @ a)
 
@@ -78,7 +78,7 @@ def test_the_base_states_are_those_without_adapters():
     fused = Fused(decoder, adapters, torch.float32)
     for parameter in adapters.parameters().values():
         torch.nn.init.normal_(parameter)
-    fused.merge()
+    fused.refresh()
     config = decoder.config
     plan = attention.layout(
         docs, config.n_kv_heads, config.n_heads // config.n_kv_heads, torch.float32
