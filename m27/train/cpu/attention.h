@@ -49,7 +49,7 @@ struct Panels {
     }
     // c [rows, columns] = a times these, `depth` of k.
     template <typename C>
-    void times(const int32_t* a, const float* rows, int64_t count, int64_t depth, int64_t columns, C* c, int64_t ld,
+    void times(const uint16_t* a, const float* rows, int64_t count, int64_t depth, int64_t columns, C* c, int64_t ld,
                bool add) const {
         alignas(64) float tile[kRows * kColumns];
         for (int64_t j = 0; j * kColumns < columns; ++j) {
@@ -87,11 +87,11 @@ inline void attend(const Heads& heads, const Bf16* q, const Bf16* k, const Bf16*
     {
         static thread_local Buffer buffer;
         const size_t keys_size = Panels::bytes(most, width), values_size = Panels::bytes(width, most);
-        const size_t rows_size = (std::max(ld, width) * kRows + 32) * 4;
+        const size_t rows_size = (std::max(ld, width) + 64) * kRows * 2;
         Shelf shelf(buffer.get(keys_size + values_size + rows_size + kRows * ld * 4 + 1024));
         Panels keys{shelf.take<uint16_t>(keys_size), nullptr, 0};
         Panels values{shelf.take<uint16_t>(values_size), nullptr, 0};
-        auto* const rows = shelf.take<int32_t>(rows_size);
+        auto* const rows = shelf.take<uint16_t>(rows_size);
         auto* const s = shelf.take<float>(kRows * ld * 4);
         float back[16];
 #pragma omp for schedule(dynamic, 1)
@@ -142,14 +142,14 @@ inline void attend_backward(const Heads& heads, const Bf16* q, const Bf16* k, co
     {
         static thread_local Buffer buffer;
         const size_t wide_size = Panels::bytes(most, width), tall_size = Panels::bytes(width, std::max(most, kQueries));
-        const size_t rows_size = (std::max({ld, width, kQueries}) * kRows + 32) * 4, square = kQueries * ld * 4;
+        const size_t rows_size = (std::max({ld, width, kQueries}) + 64) * kRows * 2, square = kQueries * ld * 4;
         Shelf shelf(buffer.get(2 * wide_size + 3 * tall_size + rows_size + 2 * square + 2048));
         Panels keys{shelf.take<uint16_t>(wide_size), nullptr, 0}, values = keys, back_keys = keys, up_q = keys, up_g = keys;
         values.halves = shelf.take<uint16_t>(wide_size);
         back_keys.halves = shelf.take<uint16_t>(tall_size);
         up_q.halves = shelf.take<uint16_t>(tall_size);
         up_g.halves = shelf.take<uint16_t>(tall_size);
-        auto* const rows = shelf.take<int32_t>(rows_size);
+        auto* const rows = shelf.take<uint16_t>(rows_size);
         auto* const p = shelf.take<float>(square);
         auto* const d = shelf.take<float>(square);
         float back[16];

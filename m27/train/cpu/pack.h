@@ -1,9 +1,8 @@
 // Panels for the kernel: rows of A, columns of B, scaled by powers of two and rounded to float16.
 //
-// A panel of A is [k][kRows] with each value twice in a 32-bit word (a word is broadcast for nothing, a half
-// is not); a panel of B is [k][kColumns]. Each row or column is scaled so that its largest magnitude within the
-// block of k lies in [8, 16): then kChunk products never sum beyond what float16 holds, and values down to
-// 2^-18 of the largest keep all their bits. `back` takes the scale off again.
+// A panel of A is [k][kRows], a panel of B [k][kColumns]. Each row or column is scaled so that its largest
+// magnitude within the block of k lies in [8, 16): then kChunk products never sum beyond what float16 holds, and
+// values down to 2^-18 of the largest keep all their bits. `back` takes the scale off again.
 #pragma once
 
 #include <immintrin.h>
@@ -13,7 +12,8 @@
 
 namespace half {
 
-constexpr int kRows = 12, kColumns = 64, kChunk = 64;
+constexpr int kRows = 12, kColumns = 64, kChunk = 128;
+constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
 struct Bf16 {
     uint16_t bits;
@@ -50,7 +50,7 @@ inline __m512 scale_of(__m512 largest, __m512* back) {
 
 inline __m512i to_half(__m512 x, __m512 scale) {  // sixteen halves in the low halves of words
     return _mm512_cvtepu16_epi32(
-        _mm512_cvtps_ph(_mm512_mul_ps(x, scale), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+        _mm512_cvtps_ph(_mm512_mul_ps(x, scale), kNearest));
 }
 
 inline void transpose(__m512i r[16]) {
@@ -98,26 +98,31 @@ void scales_of(const T* data, int64_t step, int vectors, int64_t count, float* s
     }
 }
 
-// A panel of A: `rows` (at most kRows) rows, `depth` of k. `out` needs room for 16 values more.
+// A panel of A: `rows` (at most kRows) rows, `depth` of k. `out` needs room for 32 rows of k more.
 template <typename T>
-void pack_rows(View<T> a, int rows, int64_t depth, int32_t* out, float* back) {
+void pack_rows(View<T> a, int rows, int64_t depth, uint16_t* out, float* back) {
     alignas(64) float scale[16] = {}, inverse[16];
     if (a.columns == 1) {
         scales_of(a.data, a.rows, rows, depth, scale, inverse);
-        for (int64_t k = 0; k < depth; k += 16) {
-            __m512i r[16];
-            const __mmask16 mask = first(depth - k);
-            for (int i = 0; i < 16; ++i) {
-                if (i < rows) {
-                    const __m512i h = to_half(load(a.data + i * a.rows + k, mask), _mm512_set1_ps(scale[i]));
-                    r[i] = _mm512_or_si512(h, _mm512_slli_epi32(h, 16));
-                } else {
-                    r[i] = _mm512_setzero_si512();
-                }
-            }
+        const auto at = [&](int i, int64_t k) {
+            return i < rows ? to_half(load(a.data + i * a.rows + k, first(depth - k)), _mm512_set1_ps(scale[i]))
+                            : _mm512_setzero_si512();
+        };
+        for (int64_t k = 0; k < depth; k += 32) {
+            __m512i r[16];  // two rows a word; of the first sixteen of k, then of the others
+            for (int i = 0; i < 8; ++i)
+                for (int side = 0; side < 2; ++side)
+                    r[8 * side + i] = i >= kRows / 2 || k + 16 * side >= depth
+                                          ? _mm512_setzero_si512()
+                                          : _mm512_or_si512(at(2 * i, k + 16 * side),
+                                                            _mm512_slli_epi32(at(2 * i + 1, k + 16 * side), 16));
             transpose(r);
-            const int64_t count = std::min<int64_t>(16, depth - k);
-            for (int64_t i = 0; i < count; ++i) _mm512_storeu_si512(out + (k + i) * kRows, r[i]);
+            // Each store runs over into the next one's place, which comes after it.
+            for (int i = 0; i < 16; ++i)
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (k + i) * kRows), _mm512_castsi512_si256(r[i]));
+            for (int i = 0; i < 16; ++i)
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (k + 16 + i) * kRows),
+                                    _mm512_extracti64x4_epi64(r[i], 1));
         }
     } else {
         const __mmask16 mask = first(rows);
@@ -125,10 +130,10 @@ void pack_rows(View<T> a, int rows, int64_t depth, int32_t* out, float* back) {
         for (int64_t k = 0; k < depth; ++k) most = _mm512_max_ps(most, _mm512_abs_ps(load(a.data + k * a.columns, mask)));
         const __m512 s = scale_of(most, &b);
         _mm512_store_ps(inverse, b);
-        for (int64_t k = 0; k < depth; ++k) {
-            const __m512i h = to_half(load(a.data + k * a.columns, mask), s);
-            _mm512_storeu_si512(out + k * kRows, _mm512_or_si512(h, _mm512_slli_epi32(h, 16)));
-        }
+        for (int64_t k = 0; k < depth; ++k)
+            _mm256_storeu_si256(
+                reinterpret_cast<__m256i*>(out + k * kRows),
+                _mm512_cvtps_ph(_mm512_mul_ps(load(a.data + k * a.columns, mask), s), kNearest));
     }
     std::copy(inverse, inverse + kRows, back);
 }
@@ -153,7 +158,7 @@ void pack_columns(View<T> b, int columns, int64_t depth, uint16_t* out, float* b
                 const __m512 x = load(b.data + k * b.rows + 16 * j, first(columns - 16 * j));
                 _mm256_storeu_si256(
                     reinterpret_cast<__m256i*>(out + k * kColumns + 16 * j),
-                    _mm512_cvtps_ph(_mm512_mul_ps(x, s[j]), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+                    _mm512_cvtps_ph(_mm512_mul_ps(x, s[j]), kNearest));
             }
         return;
     }
