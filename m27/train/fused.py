@@ -66,12 +66,11 @@ class _Linear:
         """Round base + scale * B @ A to the compute dtype; keep A and scale * B for the backward pass."""
         if not self.tuned:
             return
-        dtype = self.weight.dtype
-        self.a = torch.cat([a.detach() for _, a, _ in self.tuned]).to(dtype)
-        self.b = [(self.scale * b.detach()).to(dtype) for _, _, b in self.tuned]
+        self.a = self.products.weight(torch.cat([a.detach() for _, a, _ in self.tuned]))
+        self.b = [self.products.weight(self.scale * b.detach()) for _, _, b in self.tuned]
         windows = self.a.split(self.rank)
         for (rows, _, _), a, b in zip(self.tuned, windows, self.b, strict=True):
-            self.weight[rows] = self.base[rows] + b @ a
+            self.products.merge(self.weight[rows], self.base[rows], b, a)
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """[N, I] to [N, O]."""
@@ -93,14 +92,18 @@ class _Linear:
         """Add the gradients of the adapters to theirs."""
         if not self.tuned or not self.tuned[0][1].requires_grad:
             return
-        xa_NR = x_NI @ self.a.t()
+        products = self.products
+        xa_NR = products.linear(x_NI, self.a)
         parts = [g_NO[:, rows] for rows, _, _ in self.tuned]
-        gb_NR = [part @ b for part, b in zip(parts, self.b, strict=True)]
-        ga_RI = (torch.cat(gb_NR, dim=1) if len(gb_NR) > 1 else gb_NR[0]).t() @ x_NI
+        gb_NR = [products.back(part, b) for part, b in zip(parts, self.b, strict=True)]
+        ga_RI = torch.zeros(self.a.shape, device=x_NI.device)
+        products.add_outer(ga_RI, torch.cat(gb_NR, dim=1) if len(gb_NR) > 1 else gb_NR[0], x_NI)
         for i, (_, a, b) in enumerate(self.tuned):
             window = slice(i * self.rank, (i + 1) * self.rank)
             _accumulate(a, ga_RI[window], 1.0)
-            _accumulate(b, parts[i].t() @ xa_NR[:, window], self.scale)
+            gb_OR = torch.zeros(b.shape, device=x_NI.device)
+            products.add_outer(gb_OR, parts[i], xa_NR[:, window])
+            _accumulate(b, gb_OR, self.scale)
 
 
 class _Trained(_Linear):

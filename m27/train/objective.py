@@ -68,7 +68,7 @@ def cross_entropy(
             losses[window] = half.entropy(d, local_M[window], weights_M[window], z_loss)
             half.product(d, rows_SD, g_MD[window])
             for columns, rows in _trained(spans, first):
-                half.product(d[:, columns].t(), h, grad_VD[rows], add=True)
+                half.product(d[:, columns].t(), h, grad_VD[rows], grad_VD[rows])
             continue
         h, weight = h_MD[window], weights_M[window, None].to(h_MD.dtype)
         logits = h @ rows_SD.t()

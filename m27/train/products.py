@@ -46,6 +46,10 @@ class Products:
         else:
             sum_OI += g_NO.t() @ x_NI
 
+    def merge(self, out_OI: Tensor, base_OI: Tensor, b_OR: Tensor, a_RI: Tensor) -> None:
+        """out = base + b @ a, the base in float32."""
+        out_OI.copy_(base_OI + b_OR @ a_RI)
+
     def plan(
         self, documents_BT: Tensor, kv_heads: int, heads: int, width: int, branches_BT: Tensor | None
     ) -> Plan:
@@ -92,7 +96,11 @@ class HalfProducts(Products):
 
     def add_outer(self, sum_OI: Tensor, g_NO: Tensor, x_NI: Tensor) -> None:
         """sum += g.T @ x, the sum in float32."""
-        self.half.product(g_NO.t(), x_NI, sum_OI, add=True)
+        self.half.product(g_NO.t(), x_NI, sum_OI, sum_OI)
+
+    def merge(self, out_OI: Tensor, base_OI: Tensor, b_OR: Tensor, a_RI: Tensor) -> None:
+        """out = base + b @ a, the base in float32."""
+        self.half.product(b_OR, a_RI, out_OI, base_OI)
 
     def plan(
         self, documents_BT: Tensor, kv_heads: int, heads: int, width: int, branches_BT: Tensor | None

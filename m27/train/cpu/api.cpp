@@ -7,20 +7,20 @@ using half::View;
 namespace {
 
 template <typename A, typename B>
-void to(int64_t m, int64_t n, int64_t k, View<A> a, View<B> b, void* c, int kind, int64_t ld, bool add) {
+void to(int64_t m, int64_t n, int64_t k, View<A> a, View<B> b, void* c, int kind, int64_t ld, half::Base base) {
     if (kind == 0)
-        half::product(m, n, k, a, b, static_cast<float*>(c), ld, add);
+        half::product(m, n, k, a, b, static_cast<float*>(c), ld, base);
     else
-        half::product(m, n, k, a, b, static_cast<Bf16*>(c), ld, add);
+        half::product(m, n, k, a, b, static_cast<Bf16*>(c), ld, base);
 }
 
 template <typename A>
 void with(int64_t m, int64_t n, int64_t k, View<A> a, const void* b, int b_kind, int64_t br, int64_t bc, void* c,
-          int kind, int64_t ld, bool add) {
+          int kind, int64_t ld, half::Base base) {
     if (b_kind == 0)
-        to(m, n, k, a, View<float>{static_cast<const float*>(b), br, bc}, c, kind, ld, add);
+        to(m, n, k, a, View<float>{static_cast<const float*>(b), br, bc}, c, kind, ld, base);
     else
-        to(m, n, k, a, View<Bf16>{static_cast<const Bf16*>(b), br, bc}, c, kind, ld, add);
+        to(m, n, k, a, View<Bf16>{static_cast<const Bf16*>(b), br, bc}, c, kind, ld, base);
 }
 
 template <typename F>
@@ -38,12 +38,13 @@ int guarded(F work) {
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT int m27_product(int64_t m, int64_t n, int64_t k, const void* a, int a_kind, int64_t ar, int64_t ac,
-                       const void* b, int b_kind, int64_t br, int64_t bc, void* c, int c_kind, int64_t ld, int add) {
+                       const void* b, int b_kind, int64_t br, int64_t bc, void* c, int c_kind, int64_t ld,
+                       const float* base, int64_t base_ld) {
     return guarded([&] {
         if (a_kind == 0)
-            with(m, n, k, View<float>{static_cast<const float*>(a), ar, ac}, b, b_kind, br, bc, c, c_kind, ld, add);
+            with(m, n, k, View<float>{static_cast<const float*>(a), ar, ac}, b, b_kind, br, bc, c, c_kind, ld, {base, base_ld});
         else
-            with(m, n, k, View<Bf16>{static_cast<const Bf16*>(a), ar, ac}, b, b_kind, br, bc, c, c_kind, ld, add);
+            with(m, n, k, View<Bf16>{static_cast<const Bf16*>(a), ar, ac}, b, b_kind, br, bc, c, c_kind, ld, {base, base_ld});
     });
 }
 

@@ -30,6 +30,9 @@ inline __m512 exponential(__m512 x) {  // to 2 units in the last place; 0 far be
     return _mm512_scalef_ps(y, n);
 }
 
+inline Base base_of(const float* c, int64_t ld, bool add) { return add ? Base{c, ld} : Base{}; }
+inline Base base_of(const Bf16*, int64_t, bool) { return {}; }
+
 // Matrices [columns, k] or [k, columns] as panels of kColumns columns each.
 struct Panels {
     uint16_t* halves;
@@ -50,11 +53,12 @@ struct Panels {
     // c [rows, columns] = a times these, `depth` of k.
     template <typename C>
     void times(const uint16_t* a, const float* rows, int64_t count, int64_t depth, int64_t columns, C* c, int64_t ld,
-               bool add) const {
+               bool add = false) const {
         alignas(64) float tile[kRows * kColumns];
         for (int64_t j = 0; j * kColumns < columns; ++j) {
             multiply(a, halves + j * size, depth, tile);
-            finish(tile, rows, back + j * kColumns, c + j * kColumns, ld, count, columns - j * kColumns, add);
+            finish(tile, rows, back + j * kColumns, c + j * kColumns, ld, count, columns - j * kColumns,
+                   base_of(c + j * kColumns, ld, add));
         }
     }
 };
@@ -105,7 +109,7 @@ inline void attend(const Heads& heads, const Bf16* q, const Bf16* k, const Bf16*
                 const int64_t count = std::min<int64_t>(kRows, length - r0), limit = r0 + count;
                 const int64_t at = (begin + r0) * step_q + head * width;
                 pack_rows(View<Bf16>{q + at, step_q, 1}, count, width, rows, back);
-                keys.times(rows, back, kRows, width, limit, s, ld, false);
+                keys.times(rows, back, kRows, width, limit, s, ld);
                 float total[16] = {};
                 for (int64_t i = 0; i < count; ++i) {
                     float* const row = s + i * ld;
@@ -125,7 +129,7 @@ inline void attend(const Heads& heads, const Bf16* q, const Bf16* k, const Bf16*
                 }
                 pack_rows(View<float>{s, ld, 1}, count, limit, rows, back);
                 for (int64_t i = 0; i < count; ++i) back[i] /= total[i];
-                values.times(rows, back, count, limit, width, out + at, step_q, false);
+                values.times(rows, back, count, limit, width, out + at, step_q);
             }
         }
     }
@@ -172,9 +176,9 @@ inline void attend_backward(const Heads& heads, const Bf16* q, const Bf16* k, co
                     const int64_t count = std::min<int64_t>(kRows, block - i0), here = at + i0 * step_q;
                     const int64_t see = r0 + i0 + count;  // no query of these sees further
                     pack_rows(View<Bf16>{q + here, step_q, 1}, count, width, rows, back);
-                    keys.times(rows, back, count, width, see, p + i0 * ld, ld, false);
+                    keys.times(rows, back, count, width, see, p + i0 * ld, ld);
                     pack_rows(View<Bf16>{g + here, step_q, 1}, count, width, rows, back);
-                    values.times(rows, back, count, width, see, d + i0 * ld, ld, false);
+                    values.times(rows, back, count, width, see, d + i0 * ld, ld);
                     for (int64_t i = i0; i < i0 + count; ++i) {
                         const int64_t place = at + i * step_q, seen = r0 + i + 1;
                         __m512 dot = _mm512_setzero_ps();
@@ -194,7 +198,7 @@ inline void attend_backward(const Heads& heads, const Bf16* q, const Bf16* k, co
                         }
                     }
                     pack_rows(View<float>{d + i0 * ld, ld, 1}, count, see, rows, back);
-                    back_keys.times(rows, back, count, see, width, gq + here, step_q, false);
+                    back_keys.times(rows, back, count, see, width, gq + here, step_q);
                 }
                 up_q.pack(View<Bf16>{q + at, step_q, 1}, width, block);
                 up_g.pack(View<Bf16>{g + at, step_q, 1}, width, block);
@@ -217,8 +221,8 @@ inline void attend_backward(const Heads& heads, const Bf16* q, const Bf16* k, co
                         a = _mm512_add_ps(a, _mm512_maskz_loadu_ps(mask, sums + i * all + token * width + x));
                         b = _mm512_add_ps(b, _mm512_maskz_loadu_ps(mask, values_sum + i * all + token * width + x));
                     }
-                    put(gk + token * step_k + head * width + x, mask, a, false);
-                    put(gv + token * step_k + head * width + x, mask, b, false);
+                    put(gk + token * step_k + head * width + x, mask, a);
+                    put(gv + token * step_k + head * width + x, mask, b);
                 }
     }
 }

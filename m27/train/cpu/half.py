@@ -22,7 +22,7 @@ from m27.train.cpu import build
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _ARGUMENTS = {
-    "m27_product": [_L, _L, _L, _P, _I, _L, _L, _P, _I, _L, _L, _P, _I, _L, _I],
+    "m27_product": [_L, _L, _L, _P, _I, _L, _L, _P, _I, _L, _L, _P, _I, _L, _P, _L],
     "m27_attend": [_L] * 5 + [_P] * 6,
     "m27_attend_backward": [_L] * 5 + [_P] * 11,
     "m27_entropy": [_L, _L, _P, _L, _P, _P, ctypes.c_float, _P],
@@ -62,16 +62,18 @@ class Half:
             getattr(loaded, name).argtypes = arguments
         self._room: dict[str, Tensor] = {}
 
-    def product(self, a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, add: bool = False) -> Tensor:
-        """`out` = a @ b, or added to it; a and b may be transposed views."""
+    def product(self, a_MK: Tensor, b_KN: Tensor, out_MN: Tensor, base_MN: Tensor | None = None) -> Tensor:
+        """`out` = a @ b, added to a float32 `base` if there is one, which may be `out`; a, b may be transposed."""
         (m, k), n = a_MK.shape, b_KN.shape[1]
-        if b_KN.shape[0] != k or out_MN.shape != (m, n) or out_MN.stride(1) != 1:
+        narrow = [t for t in (out_MN, base_MN) if t is not None and (t.shape != (m, n) or t.stride(1) != 1)]
+        if b_KN.shape[0] != k or narrow or (base_MN is not None and base_MN.dtype != torch.float32):
             raise ValueError(f"product of {a_MK.shape} and {b_KN.shape} into {out_MN.shape}")
         a_MK, b_KN = _dense(a_MK), _dense(b_KN)
+        under = (None, 0) if base_MN is None else (base_MN.data_ptr(), base_MN.stride(0))
         self._call(
             "m27_product", m, n, k, a_MK.data_ptr(), _KINDS[a_MK.dtype], *a_MK.stride(),
             b_KN.data_ptr(), _KINDS[b_KN.dtype], *b_KN.stride(), out_MN.data_ptr(),
-            _KINDS[out_MN.dtype], out_MN.stride(0), int(add),
+            _KINDS[out_MN.dtype], out_MN.stride(0), *under,
         )  # fmt: skip
         return out_MN
 
@@ -120,7 +122,7 @@ class Half:
         edges = where.edges
         return len(q_NKE), queries, where.keys, where.width, len(edges) - 1, edges.data_ptr()
 
-    def _call(self, name: str, *arguments: int) -> None:
+    def _call(self, name: str, *arguments: int | None) -> None:
         if getattr(self._library, name)(*arguments):
             raise MemoryError(f"{name}: no memory for its panels")
 

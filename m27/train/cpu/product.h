@@ -74,24 +74,32 @@ inline void multiply(const uint16_t* a, const uint16_t* b, int64_t depth, float*
 }
 #undef M27_FUSE
 
-inline void put(float* p, __mmask16 mask, __m512 x, bool add) {
-    if (add) x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, p));
-    _mm512_mask_storeu_ps(p, mask, x);
-}
-inline void put(Bf16* p, __mmask16 mask, __m512 x, bool add) {
-    if (add) x = _mm512_add_ps(x, load(p, mask));
+inline void put(float* p, __mmask16 mask, __m512 x) { _mm512_mask_storeu_ps(p, mask, x); }
+inline void put(Bf16* p, __mmask16 mask, __m512 x) {
     _mm256_mask_storeu_epi16(p, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
 }
 
+// What a product is added to, in float32: nothing, another matrix, or C itself.
+struct Base {
+    const float* data = nullptr;
+    int64_t ld = 0;
+    Base at(int64_t i, int64_t j) const { return {data == nullptr ? data : data + i * ld + j, ld}; }
+    __m512 plus(__m512 x, int64_t i, int64_t j, __mmask16 mask) const {
+        return data == nullptr ? x : _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, data + i * ld + j));
+    }
+};
+
 // One tile of C, its scales taken off.
 template <typename C>
-void finish(const float* tile, const float* rows, const float* columns, C* c, int64_t ld, int64_t m, int64_t n, bool add) {
+void finish(const float* tile, const float* rows, const float* columns, C* c, int64_t ld, int64_t m, int64_t n,
+            Base base) {
     for (int i = 0; i < std::min<int64_t>(m, kRows); ++i)
         for (int j = 0; j < kColumns && j < n; j += 16) {
+            const __mmask16 mask = first(n - j);
             const __m512 x = _mm512_mul_ps(
                 _mm512_mul_ps(_mm512_load_ps(tile + i * kColumns + j), _mm512_set1_ps(rows[i])),
                 _mm512_loadu_ps(columns + j));
-            put(c + i * ld + j, first(n - j), x, add);
+            put(c + i * ld + j, mask, base.plus(x, i, j, mask));
         }
 }
 
@@ -105,9 +113,9 @@ void expect(const C* c, int64_t ld, int64_t m, int64_t n) {
             _mm_prefetch(reinterpret_cast<const char*>(c + i * ld + j), _MM_HINT_T0);
 }
 
-// C [m, n] = A [m, k] B [k, n], or added to C. Runs on as many threads as OpenMP was set to.
+// C [m, n] = base + A [m, k] B [k, n]. Runs on as many threads as OpenMP was set to.
 template <typename A, typename B, typename C>
-void product(int64_t m, int64_t n, int64_t k, View<A> a, View<B> b, C* c, int64_t ld, bool add) {
+void product(int64_t m, int64_t n, int64_t k, View<A> a, View<B> b, C* c, int64_t ld, Base base) {
     static thread_local Buffer columns_of, sums_of;
     const int64_t depth = up(up(k, up(k, kDepth)), 32) * 32;
     const int64_t wide = std::min<int64_t>(up(n, kColumns) * kColumns, kWide), panels = up(m, kRows);
@@ -146,16 +154,24 @@ void product(int64_t m, int64_t n, int64_t k, View<A> a, View<B> b, C* c, int64_
                             C* const out = c + row * ld + column;
                             if (!several) expect(out, ld, m - row, n - column);
                             multiply(a_halves + (i - from) * a_panel, b_halves + j * b_panel, deep, tile);
+                            if constexpr (sizeof(C) == sizeof(float)) {
+                                const Base under = k0 == 0 ? base.at(row, column) : Base{out, ld};
+                                finish(tile, rows, columns, out, ld, m - row, n - column, under);
+                                continue;
+                            }
                             if (!several) {
-                                finish(tile, rows, columns, out, ld, m - row, n - column, add || k0 != 0);
+                                finish(tile, rows, columns, out, ld, m - row, n - column, base.at(row, column));
                                 continue;
                             }
                             float* const s = sums + row * wide + j * kColumns;
-                            finish(tile, rows, columns, s, wide, kRows, kColumns, k0 != 0);
+                            finish(tile, rows, columns, s, wide, kRows, kColumns, k0 == 0 ? Base{} : Base{s, wide});
                             if (k0 + deep < k) continue;
+                            const Base under = base.at(row, column);
                             for (int r = 0; r < std::min<int64_t>(kRows, m - row); ++r)
-                                for (int x = 0; x < kColumns && x < n - column; x += 16)
-                                    put(out + r * ld + x, first(n - column - x), _mm512_loadu_ps(s + r * wide + x), add);
+                                for (int x = 0; x < kColumns && x < n - column; x += 16) {
+                                    const __mmask16 mask = first(n - column - x);
+                                    put(out + r * ld + x, mask, under.plus(_mm512_loadu_ps(s + r * wide + x), r, x, mask));
+                                }
                         }
                 }
             }

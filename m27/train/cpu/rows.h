@@ -35,10 +35,10 @@ inline void entropy(int64_t rows, int64_t count, Bf16* scores, int64_t ld, const
         for (int64_t j = 0; j < count; j += 16) {
             const __mmask16 mask = first(count - j);
             const __m512 e = exponential(_mm512_sub_ps(load(row + j, mask), _mm512_set1_ps(log)));
-            put(row + j, mask, _mm512_mul_ps(e, scale), false);
+            put(row + j, mask, _mm512_mul_ps(e, scale));
         }
         const float own = weights[i] * (std::expm1(score - log) + drift * std::exp(score - log));
-        put(row + targets[i], 1, _mm512_set1_ps(own), false);
+        put(row + targets[i], 1, _mm512_set1_ps(own));
     }
 }
 
