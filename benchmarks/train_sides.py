@@ -39,6 +39,7 @@ class Task:
     rows: int = 2
     row: int = 512
     threads: int = 2
+    compile: bool = True  # ours
 
 
 def ids_of(task: Task, step: int) -> Tensor:
@@ -71,7 +72,7 @@ def ours(task: Task) -> Iterator[tuple[float, float]]:
 
     full = task.kind == "full"
     config = TrainConfig(
-        "benchmark", steps=10**6, threads=task.threads, body="full" if full else "adapters",
+        "benchmark", steps=10**6, threads=task.threads, compile=task.compile, body="full" if full else "adapters",
         rows="free" if full else "frozen", lora=LoraConfig(rank=16, alpha=16.0),
         optim=OptimConfig(lr=RATE, beta2=0.999, schedule="constant", warmup=0.0, clip=1.0),
         data=DataConfig(row=task.row, rows=task.rows, accumulate=1, pool=2),
