@@ -11,10 +11,11 @@ from benchmarks.train_sides import Task
 TINY = Task("full", "tiny", row=32, threads=1, compile=False)
 
 
-class Enough(Exception):
+class EnoughError(Exception):
     pass
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the peers among themselves
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_both_sides_begin_with_the_same_losses(kind):
     task = dataclasses.replace(TINY, kind=kind)
@@ -27,9 +28,9 @@ def test_both_sides_begin_with_the_same_losses(kind):
     def turn(seconds: float, loss: float) -> None:
         theirs.append(loss)
         if len(theirs) == 3:
-            raise Enough
+            raise EnoughError
 
-    with pytest.raises(Enough):
+    with pytest.raises(EnoughError):
         train_sides.trainer(task, {}, turn)
     torch.set_num_threads(threads)
     assert mine == pytest.approx(theirs, abs=2e-3)
