@@ -212,7 +212,7 @@ def choose(
         raise ValueError(f"the {path} path does not train every weight so; set path=plain")
     if path == "fused" or (path == "auto" and llama and on_cpu and base is None):
         return FusedPass(decoder, adapters, rows, dtype, compile, full)
-    if free:
+    if isinstance(rows, FreeRows):
         return WholePass(decoder, rows, compile)
     fits = llama and not full
     if path == "merged" or (path == "auto" and fits and len(list(adapters)) > 0):

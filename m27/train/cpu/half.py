@@ -122,7 +122,7 @@ class Half:
         edges = where.edges
         return len(q_NKE), queries, where.keys, where.width, len(edges) - 1, edges.data_ptr()
 
-    def _call(self, name: str, *arguments: int | None) -> None:
+    def _call(self, name: str, *arguments: float | None) -> None:
         if getattr(self._library, name)(*arguments):
             raise MemoryError(f"{name}: no memory for its panels")
 
