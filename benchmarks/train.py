@@ -17,6 +17,7 @@ machine, measured in the same rounds. Writes benchmarks/results/train.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -73,7 +74,8 @@ class Side:
         if not self.failed:
             self.peak_mb = int(self._ask("\n").get("peak_mb", 0))
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(OSError):
+            self.process.communicate()
 
     def _ask(self, line: str) -> dict[str, Any]:
         if self.failed or self.process.stdin is None:

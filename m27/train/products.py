@@ -32,11 +32,11 @@ class Products:
         return master if master.dtype == self.dtype else master.to(self.dtype)
 
     def linear(self, x_NI: Tensor, w_OI: Tensor) -> Tensor:
-        """x @ w.T"""
+        """The products x @ w.T, [N, O]."""
         return x_NI @ w_OI.t()
 
     def back(self, g_NO: Tensor, w_OI: Tensor) -> Tensor:
-        """g @ w"""
+        """The products g @ w, [N, I]."""
         return g_NO @ w_OI
 
     def add_outer(self, sum_OI: Tensor, g_NO: Tensor, x_NI: Tensor) -> None:
@@ -87,11 +87,11 @@ class HalfProducts(Products):
         return master
 
     def linear(self, x_NI: Tensor, w_OI: Tensor) -> Tensor:
-        """x @ w.T"""
+        """The products x @ w.T, [N, O]."""
         return self.half.product(x_NI, w_OI.t(), x_NI.new_empty(len(x_NI), len(w_OI)))
 
     def back(self, g_NO: Tensor, w_OI: Tensor) -> Tensor:
-        """g @ w"""
+        """The products g @ w, [N, I]."""
         return self.half.product(g_NO, w_OI, g_NO.new_empty(len(g_NO), w_OI.shape[1]))
 
     def add_outer(self, sum_OI: Tensor, g_NO: Tensor, x_NI: Tensor) -> None:
