@@ -7,11 +7,10 @@ Same model from the same seed, same ids, every token a target, rows full (with p
 step. Each contender is a process of its own; they take turns, two steps each, and figures are medians of all
 steps but the first two of each. Trainer is measured as it is by default, and at its fastest: compiled, without
 clipping, in float32 and under bfloat16 (with LoRA the frozen model too in bfloat16), the last one only where
-torch's products are faster so, or where it is named. Ours always clips. At most three processes are held at a
-time, ours in each such heat, and a peer is compared with ours of its heat. Memory is the most that a process
-ever held. The share of the peak is that of the step's products (6 times weights times
-tokens, of LoRA 4 times, and attention's) in what torch's bfloat16 product of 2048 x 2048 reaches on this
-machine, measured in the same rounds. Writes benchmarks/results/train.json.
+torch's products are faster so, or where it is named. Ours always clips. Two processes are held at a time, ours
+beside one peer, which is compared with ours of its heat. Memory is the most that a process ever held. The share
+of the peak is that of the step's products (6 times weights times tokens, of LoRA 4 times, and attention's) in
+what torch's bfloat16 product of 2048 x 2048 reaches on this machine, measured in the same rounds. Writes benchmarks/results/train.json.
 """
 
 from __future__ import annotations
@@ -102,6 +101,9 @@ class Side:
 
     def _fail(self, why: str) -> dict[str, Any]:
         lines = self.log.read_text(errors="replace").strip().splitlines()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self.process.wait(5) == -9:
+                why += " (killed: memory was short, or patience)"
         self.failed = f"{why}: {lines[-1][:200] if lines else 'without a word'}"
         return {}
 
@@ -117,13 +119,13 @@ def flops(task: Task) -> float:
 
 
 def heats(names: Sequence[str], peaks: Mapping[str, float], all_of_them: bool) -> list[list[str]]:
-    """Ours and up to two peers each; without a peer that cannot be the fastest, unless it is asked for."""
+    """Ours beside a peer each (two peers and their memory are too much for small machines); without a peer that cannot be the fastest, unless it is asked for."""
     slow = set()
     if not all_of_them and peaks["bfloat16"] < peaks["float32"]:
         slow = {name for name, settings in TRAINERS.items() if settings.get("bf16")}
     peers = [name for name in names if name != OURS and name not in slow]
     ours = [OURS] if OURS in names else []
-    return [ours + peers[i : i + 2] for i in range(0, max(len(peers), 1), 2)]
+    return [[*ours, peer] for peer in peers] or [ours]
 
 
 def race(task: Task, names: Sequence[str], steps: int, patience: float, all_of_them: bool) -> dict[str, Any]:

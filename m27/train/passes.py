@@ -198,7 +198,7 @@ def choose(
     """The pass that `path` ("auto", "fused", "merged", "plain", "whole") names.
 
     On the CPU "auto" is fused for the Llama family, whatever is trained; on a GPU merged for adapters, and
-    whole where the rows are free. Else, and where `full` training is held to a base, it is plain, which
+    whole where the rows are free. Else, and where `full` training is held to a base or recomputes, it is plain, which
     knows every family. Raises ValueError for a path that does not train what is asked.
     """
     free = isinstance(rows, FreeRows)
@@ -210,7 +210,8 @@ def choose(
         raise ValueError("path=whole trains every weight: it wants body=full and rows=free")
     if full and (path == "merged" or (path == "fused" and base is not None)):
         raise ValueError(f"the {path} path does not train every weight so; set path=plain")
-    if path == "fused" or (path == "auto" and llama and on_cpu and base is None):
+    again = full and decoder.recompute  # blocks run twice, for the memory: autograd knows how
+    if path == "fused" or (path == "auto" and llama and on_cpu and base is None and not again):
         return FusedPass(decoder, adapters, rows, dtype, compile, full)
     if isinstance(rows, FreeRows):
         return WholePass(decoder, rows, compile)

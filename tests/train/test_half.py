@@ -77,6 +77,24 @@ def test_attention_is_nearer_than_one_in_bfloat16(heads, keys, width):
 
 
 @needs
+def test_the_number_of_threads_changes_no_bit():
+    a, b = torch.randn(200, 1500), torch.randn(1500, 300)
+    q, k, v = (torch.randn(90, 2, width).bfloat16() for width in (32, 16, 16))
+    products = HalfProducts(library)
+    plan = products.plan(torch.tensor([[0] * 70 + [1] * 20]), 2, 4, 16, None)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            out, saved = products.attend(q, k, v, plan)
+            product = library.product(a, b, torch.empty(200, 300, dtype=torch.bfloat16))
+            found.append([product, out, *products.attend_backward(out, saved, plan)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@needs
 def test_the_losses_gradient_takes_the_scores_place():
     scores = (torch.randn(5, 1003) * 4).bfloat16()
     targets, weights = torch.tensor([0, 1002, 5, 500, 77]), torch.rand(5)
@@ -86,6 +104,11 @@ def test_the_losses_gradient_takes_the_scores_place():
     got = library.entropy(scores, targets, weights)
     torch.testing.assert_close(got, want.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores.float(), x.grad, rtol=5e-3, atol=1e-7)
+    x.grad = None
+    drawn = x.detach().bfloat16()
+    (F.cross_entropy(x, targets, reduction="none") + 0.1 * x.logsumexp(-1) ** 2).mul(weights).sum().backward()
+    library.entropy(drawn, targets, weights, 0.1)
+    torch.testing.assert_close(drawn.float(), x.grad, rtol=5e-3, atol=1e-7)
 
 
 def test_torch_does_where_it_does_not_fit(monkeypatch, capsys):
