@@ -10,7 +10,8 @@ clipping, in float32 and under bfloat16 (with LoRA the frozen model too in bfloa
 torch's products are faster so, or where it is named. Ours always clips. Two processes are held at a time, ours
 beside one peer, which is compared with ours of its heat. Memory is the most that a process ever held. The share
 of the peak is that of the step's products (6 times weights times tokens, of LoRA 4 times, and attention's) in
-what torch's bfloat16 product of 2048 x 2048 reaches on this machine, measured in the same rounds. Writes benchmarks/results/train.json.
+what torch's bfloat16 product of 2048 x 2048 reaches on this machine, measured in the same rounds. Writes
+benchmarks/results/train.json.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def flops(task: Task) -> float:
 
 
 def heats(names: Sequence[str], peaks: Mapping[str, float], all_of_them: bool) -> list[list[str]]:
-    """Ours beside a peer each (two peers and their memory are too much for small machines); without a peer that cannot be the fastest, unless it is asked for."""
+    """Ours beside a peer each (the memory of two is too much for a small machine); without a peer that cannot be
+    the fastest, unless it is asked for."""
     slow = set()
     if not all_of_them and peaks["bfloat16"] < peaks["float32"]:
         slow = {name for name, settings in TRAINERS.items() if settings.get("bf16")}
