@@ -12,6 +12,13 @@ library = half.load()
 needs = pytest.mark.skipif(library is None, reason="no AVX512-FP16, or tiles beside it, or no g++")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_kept():
+    yield
+    if library is not None:
+        library.forget()
+
+
 def apart(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got.double() - want.double()).norm() / want.double().norm())
 

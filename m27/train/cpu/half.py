@@ -117,6 +117,10 @@ class Half:
             held = self._room[name] = torch.empty(count, dtype=dtype)
         return held[:count]
 
+    def forget(self) -> None:
+        """Let go of what `room` keeps."""
+        self._room.clear()
+
     def _heads(self, q_NKE: Tensor, where: Documents) -> tuple[int, ...]:
         queries = q_NKE[0].numel() // where.width
         edges = where.edges
