@@ -131,3 +131,13 @@ def test_torch_does_where_it_does_not_fit(monkeypatch, capsys):
     assert type(choose(torch.bfloat16, cpu, True)) is Products
     assert capsys.readouterr().err.count("cannot be built") == 1
     half.load.cache_clear()
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(monkeypatch, tmp_path):
+    if build.shutil.which("g++") is None:
+        pytest.skip("no g++")
+    monkeypatch.setenv("M27_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_FLAGS", ("-fno-such-flag",))
+    with pytest.raises(build.BuildError, match=r"fails: .*no-such-flag"):
+        build.library()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
