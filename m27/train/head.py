@@ -13,6 +13,7 @@ from torch import Tensor
 from m27.data.loader import Batch
 from m27.train.objective import cross_entropy, divergence
 from m27.train.preference import pair_head
+from m27.train.products import Products
 from m27.train.rows import Rows
 from m27.train.scoring import Plan
 
@@ -35,12 +36,23 @@ class Losses:
 
 
 def head(
-    rows: Rows, h_ND: Tensor, batch: Batch, plan: Plan, base_mD: Tensor | None, total_weight: float
+    rows: Rows,
+    h_ND: Tensor,
+    batch: Batch,
+    plan: Plan,
+    base_mD: Tensor | None,
+    total_weight: float,
+    products: Products | None = None,
 ) -> tuple[Losses, Tensor]:
     """Losses, and the gradient [M, D] of the targets' states; gradients of rows go to their buffer."""
     if plan.pairs is not None and base_mD is not None:
         targets_M, g_MD, outcome = pair_head(rows, h_ND, batch, plan, base_mD, total_weight)
         return Losses(targets_M, None, outcome.whole, outcome.figures_P4), g_MD
+    half = None if products is None else products.half
+    table_VD = rows.table_VD if products is None else products.weight(rows.table_VD)
+    first, grad_VD = rows.first, rows.grad_VD
+    if not plan.learn:  # then no row has a gradient
+        first, grad_VD = len(table_VD), table_VD.new_zeros(0, table_VD.shape[1], dtype=torch.float32)
     h_MD = h_ND.index_select(0, batch.places_M)
     weights_M = batch.weights_M / total_weight
     losses_M, apart_m = torch.empty_like(weights_M), None
@@ -48,13 +60,13 @@ def head(
     for group in plan.groups:
         at = group.index_m
         losses_M[at], g_MD[at] = cross_entropy(
-            h_MD[at], rows.table_VD, batch.targets_M[at], weights_M[at], rows.first, rows.grad_VD,
-            spans=group.spans, z_loss=plan.z_loss,
+            h_MD[at], table_VD, batch.targets_M[at], weights_M[at], first, grad_VD,
+            spans=group.spans, z_loss=plan.z_loss, half=half,
         )  # fmt: skip
     if plan.teacher is not None and base_mD is not None:
         at = plan.teacher.index_m
         losses_M[at], apart_m, g_MD[at] = divergence(
-            h_MD[at], rows.table_VD, base_mD, batch.targets_M[at], weights_M[at],
+            h_MD[at], table_VD, base_mD, batch.targets_M[at], weights_M[at],
             plan.teacher.share_m, rows.first, rows.grad_VD,
         )  # fmt: skip
     return Losses(losses_M, apart_m), g_MD

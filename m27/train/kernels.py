@@ -40,6 +40,12 @@ def norm_backward(
     return total, total.to(gn_ND.dtype)
 
 
+def gain_backward(gn_ND: Tensor, x_ND: Tensor, eps: float) -> Tensor:
+    """Gradient [D], float32, of the gain of the norm of `x` from that of its output."""
+    scale = torch.rsqrt(x_ND.square().mean(-1, keepdim=True) + eps)
+    return (gn_ND.float() * (x_ND * scale)).sum(0)
+
+
 def rope(
     qkv_NO: Tensor, cos_N1H: Tensor, sin_N1H: Tensor, heads: int, kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,6 +111,7 @@ class Kernels:
         self.norm = fuse(norm)
         self.add_norm = fuse(add_norm)
         self.norm_backward = fuse(norm_backward)
+        self.gain_backward = fuse(gain_backward)
         self.rope = fuse(rope)
         self.rope_backward = fuse(rope_backward)
         self.swiglu = fuse(swiglu)

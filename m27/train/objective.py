@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from m27.train.cpu.half import Half
+
 Spans = Sequence[tuple[int, int]]  # half-open ranges of ids, ascending and apart
 
 
@@ -33,6 +35,7 @@ def cross_entropy(
     piece: int | None = None,
     spans: Spans | None = None,
     z_loss: float = 0.0,
+    half: Half | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Losses [M] in nats (unweighted, float32) and the gradient [M, D] of sum(weights * losses).
 
@@ -41,7 +44,8 @@ def cross_entropy(
 
     `table_VD` are the output rows in the dtype of `h_MD`; the gradient of those from `first` on is added
     to `grad_VD` [V - first, D] (float32), the others are frozen. With `spans` the softmax runs over the
-    ids within them alone, and every target must be one of them. `piece` targets are done at a time.
+    ids within them alone, and every target must be one of them. `piece` targets are done at a time. With
+    `half` products go through C++, and `table_VD` may be float32.
     """
     spans = ((0, len(table_VD)),) if spans is None else tuple(spans)
     parts = [table_VD[begin:end] for begin, end in spans]
@@ -57,6 +61,15 @@ def cross_entropy(
     piece = _piece(piece, h_MD.device)
     for begin in range(0, len(h_MD), piece):
         window = slice(begin, begin + piece)
+        if half is not None:
+            h = h_MD[window]
+            d = half.room("scores", len(h) * len(rows_SD), h.dtype).view(len(h), -1)
+            half.product(h, rows_SD.t(), d)
+            losses[window] = half.entropy(d, local_M[window], weights_M[window], z_loss)
+            half.product(d, rows_SD, g_MD[window])
+            for columns, rows in _trained(spans, first):
+                half.product(d[:, columns].t(), h, grad_VD[rows], grad_VD[rows])
+            continue
         h, weight = h_MD[window], weights_M[window, None].to(h_MD.dtype)
         logits = h @ rows_SD.t()
         if logits.device.type == "cuda":  # in bfloat16 what is left of a sure answer's loss is rounding

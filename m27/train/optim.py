@@ -110,7 +110,10 @@ class Optimiser:
             group["lr"] = peak * scale
         limit = self.config.clip or math.inf
         if self.ranks is None:
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+            learned = list(self.parameters.values())
+            norm = nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None])
+            if norm > limit:  # else gradients need not be gone through once more
+                nn.utils.clip_grads_with_norm_(learned, limit, norm)
         else:
             norm = self.ranks.clip(self.parameters, limit)
         if not torch.isfinite(norm):

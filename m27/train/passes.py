@@ -18,7 +18,6 @@ from torch import Tensor
 from m27.data.loader import Batch
 from m27.model.decoder import Decoder
 from m27.train import ragged
-from m27.train.attention import layout
 from m27.train.fused import Fused
 from m27.train.head import Losses, head
 from m27.train.lora import Adapters
@@ -56,30 +55,34 @@ class _Direct:
 
 
 class FusedPass(_Direct):
-    """`m27.train.fused` and the rows."""
+    """`m27.train.fused` and the rows: adapters trained, or with `full` every weight of the body."""
 
     def __init__(
-        self, decoder: Decoder, adapters: Adapters, rows: Rows, dtype: torch.dtype, compile: bool
+        self,
+        decoder: Decoder,
+        adapters: Adapters,
+        rows: Rows,
+        dtype: torch.dtype,
+        compile: bool,
+        full: bool = False,
     ) -> None:
-        self.fused = Fused(decoder, adapters, dtype, compile)
+        self.fused = Fused(decoder, adapters, dtype, compile, full)
         self.rows, self.dtype = rows, dtype
-        config = decoder.config
-        self._heads = (config.n_kv_heads, config.n_heads // config.n_kv_heads)
 
     def refresh(self) -> None:
-        """Merge the adapters into the weights again."""
-        self.fused.merge()
+        """Bring the matrices up to date: adapters merged again, trained weights rounded again."""
+        self.fused.refresh()
 
     @torch.no_grad()
     def run(self, batch: Batch, plan: Plan, total_weight: float, prepared: Any = None) -> Losses:
         """The losses of a batch; adds gradients of its weighted losses over `total_weight`."""
         base_mD = None if plan.teacher is None else self._base(plan.teacher)
         ids_N = batch.ids_BT.flatten()
-        documents_BT = batch.documents_BT.to(ids_N.device)
-        where = layout(documents_BT, *self._heads, self.dtype, branches_BT=batch.branches_BT)
+        where = self.fused.plan(batch.documents_BT.to(ids_N.device), batch.branches_BT)
         x_ND = self.rows.embed(ids_N)
         h_ND, tape = self.fused.forward(x_ND, batch.positions_BT.flatten(), where)
-        losses, g_MD = head(self.rows, h_ND, batch, plan, base_mD, total_weight)
+        products = self.fused.products
+        losses, g_MD = head(self.rows, h_ND, batch, plan, base_mD, total_weight, products)
         if not plan.learn:
             return losses
         g_ND = torch.zeros_like(h_ND).index_copy_(0, batch.places_M, g_MD)
@@ -88,7 +91,7 @@ class FusedPass(_Direct):
 
     def _base(self, teacher: Teacher) -> Tensor:
         documents_1n = teacher.documents_1n.to(teacher.ids_n.device)
-        where = layout(documents_1n, *self._heads, self.dtype, branches_BT=teacher.branches_1n)
+        where = self.fused.plan(documents_1n, teacher.branches_1n)
         x_nD = self.rows.embed_base(teacher.ids_n)
         h_nD = self.fused.base_states(x_nD, teacher.positions_n, where)
         return h_nD.index_select(0, teacher.places_m)
@@ -194,20 +197,25 @@ def choose(
 ) -> Pass:
     """The pass that `path` ("auto", "fused", "merged", "plain", "whole") names.
 
-    "auto" is, for adapters of the Llama family, fused on the CPU and merged on a GPU; `full` training of
-    every weight goes the plain way, and the whole way where the rows are free. Raises ValueError for
-    another one.
+    On the CPU "auto" is fused for the Llama family, whatever is trained; on a GPU merged for adapters, and
+    whole where the rows are free. Else, and where `full` training is held to a base or recomputes, it is plain, which
+    knows every family. Raises ValueError for a path that does not train what is asked.
     """
-    if isinstance(rows, FreeRows) or path == "whole":
-        if path not in ("auto", "whole") or not isinstance(rows, FreeRows) or not full:
-            raise ValueError("free rows go with body=full and path=whole, and the other way round")
-        return WholePass(decoder, rows, compile)
-    if full and path in ("fused", "merged"):
-        raise ValueError(f"the {path} path trains adapters and rows only; set path=plain")
-    fits = decoder.config.family == "llama" and not full and bits_of(decoder) is None
+    free = isinstance(rows, FreeRows)
     on_cpu = rows.table_VD.device.type == "cpu"
-    if path == "fused" or (path == "auto" and fits and on_cpu):
-        return FusedPass(decoder, adapters, rows, dtype, compile)
+    llama = decoder.config.family == "llama" and bits_of(decoder) is None
+    if free and (path not in ("auto", "fused", "whole") or not full):
+        raise ValueError("free rows go with body=full and path=whole or path=fused")
+    if not free and path == "whole":
+        raise ValueError("path=whole trains every weight: it wants body=full and rows=free")
+    if full and (path == "merged" or (path == "fused" and base is not None)):
+        raise ValueError(f"the {path} path does not train every weight so; set path=plain")
+    again = full and decoder.recompute  # blocks run twice, for the memory: autograd knows how
+    if path == "fused" or (path == "auto" and llama and on_cpu and base is None and not again):
+        return FusedPass(decoder, adapters, rows, dtype, compile, full)
+    if isinstance(rows, FreeRows):
+        return WholePass(decoder, rows, compile)
+    fits = llama and not full
     if path == "merged" or (path == "auto" and fits and len(list(adapters)) > 0):
         return MergedPass(decoder, adapters, rows, dtype, compile)
     return PlainPass(decoder, adapters, rows, dtype, full, base)

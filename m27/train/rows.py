@@ -151,7 +151,7 @@ class FrozenRows(Rows):
 class FreeRows(Rows):
     """The embedding and the head of `decoder`, trained as its other weights are; `dtype` is that of products.
 
-    The decoder holds them and autograd trains them: nothing is left to do here. For the whole pass.
+    The decoder holds them. The whole pass leaves their gradients to autograd; the fused one brings them here.
     """
 
     def __init__(self, decoder: Decoder, dtype: torch.dtype) -> None:
@@ -172,11 +172,32 @@ class FreeRows(Rows):
         """None of its own: they are the decoder's."""
         return {}
 
+    @property
+    def grad_VD(self) -> Tensor:  # type: ignore[override]  # noqa: N802 - shape suffix
+        """Where the gradient of the output rows gathers: their own."""
+        return _gradient(self.decoder.output_weight)
+
+    @torch.no_grad()
+    def embed(self, ids_N: Tensor) -> Tensor:
+        """Float32 vectors [N, D] of ids [N]."""
+        return self.decoder.model.embed_tokens.weight.index_select(0, ids_N).float()
+
+    @torch.no_grad()
+    def add_input_gradient(self, ids_N: Tensor, g_ND: Tensor) -> None:
+        """Add the gradient of the inputs to the rows they were read from."""
+        _gradient(self.decoder.model.embed_tokens.weight).index_add_(0, ids_N, g_ND)
+
     def refresh(self) -> None:
         """Nothing to bring up to date."""
 
     def backward(self) -> None:
-        """Autograd has done it."""
+        """The gradients are where they belong."""
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 @torch.no_grad()

@@ -70,11 +70,12 @@ class ParallelConfig:
 class TrainConfig:
     """One run: `steps` or `minutes` (whichever is given; the first reached ends it), data and optimiser.
 
-    `path` "fused" is the hand-written pass for a frozen Llama decoder, "merged" the one for a GPU, "plain"
-    autograd through the decoder, "whole" the same with the vocabulary's rows as ordinary weights; "auto" is
-    fused on the CPU and merged on a GPU where it can be. `threads` 0 is one a core. Of the decoder's body,
-    `body` trains the "adapters", nothing ("frozen": the rows alone learn), or every weight ("full"; plain
-    or whole). Of the vocabulary, `rows` trains code maps and control rows ("maps"), every row as in any
+    `path` "fused" is the hand-written pass for a Llama decoder, "merged" the one for adapters on a GPU,
+    "plain" autograd through the decoder, "whole" the same with the vocabulary's rows as ordinary weights;
+    "auto" is fused on the CPU and merged on a GPU where it can be. `threads` 0 is one a core. `compile` also
+    lets products go through C++ where those are faster (`m27.train.products`). Of the decoder's body, `body`
+    trains the "adapters", nothing ("frozen": the rows alone learn), or every weight ("full"; fused, plain or
+    whole). Of the vocabulary, `rows` trains code maps and control rows ("maps"), every row as in any
     language model ("free"; with body "full"), or none ("frozen"). `recompute` runs blocks again in the
     backward pass, for the memory. `objective` "preference" learns which of two answers is the better one,
     by `preference`, from documents that are pairs. With `base_bits` the frozen body is held in blocks of 8

@@ -11,8 +11,14 @@ from m27.model.attention import restarting_positions
 from m27.model.config import SIZES
 from m27.model.decoder import Decoder
 from m27.train import attention, kernels
+from m27.train import fused as fused_module
+from m27.train.cpu import half
 from m27.train.fused import Fused, FusedError
 from m27.train.lora import Adapters, LoraConfig
+from m27.train.passes import FusedPass
+from m27.train.products import choose
+from m27.train.rows import FreeRows
+from m27.train.whole import WholePass
 from tests.train import fixtures
 
 
@@ -58,7 +64,7 @@ def test_fused_equals_autograd(targets):
         fused.backward(g, tape)
 
 
-def test_merge_takes_up_changed_adapters_and_leaves_the_base():
+def test_refresh_takes_up_changed_adapters_and_leaves_the_base():
     decoder = fixtures.decoder()
     adapters = Adapters(decoder, LoraConfig(rank=4))
     fused = Fused(decoder, adapters, torch.float32)
@@ -66,8 +72,8 @@ def test_merge_takes_up_changed_adapters_and_leaves_the_base():
     before = linear.weight.clone()
     for parameter in adapters.parameters().values():
         torch.nn.init.normal_(parameter)
-    fused.merge()
-    fused.merge()
+    fused.refresh()
+    fused.refresh()
     a, b = adapters["model.layers.0.mlp.down_proj"]
     torch.testing.assert_close(linear.weight, before + adapters.scale * b @ a)
 
@@ -78,7 +84,7 @@ def test_the_base_states_are_those_without_adapters():
     fused = Fused(decoder, adapters, torch.float32)
     for parameter in adapters.parameters().values():
         torch.nn.init.normal_(parameter)
-    fused.merge()
+    fused.refresh()
     config = decoder.config
     plan = attention.layout(
         docs, config.n_kv_heads, config.n_heads // config.n_kv_heads, torch.float32
@@ -177,3 +183,75 @@ def test_other_families_are_refused_by_name():
     decoder = Decoder(config)
     with pytest.raises(FusedError, match="qwen3"):
         Fused(decoder, Adapters(decoder, LoraConfig(rank=2)), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return fixtures.corpus(tmp_path_factory.mktemp("shards"))
+
+
+def free(path, **changes):
+    return fixtures.config(body="full", rows="free", path=path, **changes)
+
+
+def whole_step(way, model, batches):
+    """Losses and every gradient of a step of several batches."""
+    way.refresh()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    losses = [way.run(batch, plan, 7.0).targets_M for batch, plan in batches]
+    way.collect()
+    return torch.cat(losses), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+in_cpp = pytest.mark.skipif(half.load() is None, reason="products in C++ are not for this processor")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "most", "fast"),
+    [(torch.float32, 1e-5, False), (torch.bfloat16, 0.03, False),
+     pytest.param(torch.bfloat16, 0.03, True, marks=in_cpp)],
+)  # fmt: skip
+def test_every_weights_gradient_equals_autograds(shards, tmp_path, monkeypatch, tied, dtype, most, fast):
+    monkeypatch.setattr(fused_module, "choose", lambda d, device, _: choose(d, device, fast))
+    trainer = fixtures.trainer(tmp_path, shards, free("fused"))
+    batches = [(batch, trainer.scoring.plan(batch)) for batch in next(iter(trainer.loader))[0]]
+    assert len(batches) == 2
+    oracle = fixtures.decoder(fixtures.AUDIO[1], tied=tied)
+    want, wanted = whole_step(WholePass(oracle, FreeRows(oracle, torch.float32)), oracle, batches)
+    model = fixtures.decoder(fixtures.AUDIO[1], tied=tied)
+    way = FusedPass(model, Adapters(model, LoraConfig(targets=())), FreeRows(model, dtype), dtype, False, True)
+    got, found = whole_step(way, model, batches)
+    if way.fused.products.half is not None:
+        way.fused.products.half.forget()
+    assert (got - want).norm() < most * want.norm()
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() < most * gradient.norm(), name
+
+
+def test_twenty_steps_go_the_oracles_way(shards, tmp_path):
+    curves = []
+    for path in ("auto", "whole"):
+        trainer = fixtures.trainer(tmp_path / path, shards, free(path, steps=20))
+        assert isinstance(trainer.way, FusedPass if path == "auto" else WholePass)
+        steps = trainer._steps()
+        curves.append([trainer._train_step(next(steps)[0])["loss"] for _ in range(20)])
+    torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=1e-5, atol=1e-5)
+    assert curves[0][-1] < curves[0][0]
+
+
+def test_gradients_that_were_dropped_are_taken_up_again():
+    model = fixtures.decoder(fixtures.AUDIO[1])
+    fused = Fused(model, Adapters(model, LoraConfig(targets=())), torch.float32, full=True)
+    parameter = model.get_parameter("model.layers.0.self_attn.k_proj.weight")
+    window = parameter.grad
+    window.fill_(1.0)
+    parameter.grad = None
+    fused.refresh()
+    assert parameter.grad.data_ptr() == window.data_ptr()
+    assert not window.any()
+    with pytest.raises(FusedError, match="no base"):
+        fused.layers[0].qkv.forward_base(torch.zeros(1, 1))
+    with pytest.raises(FusedError, match=r"q_proj.*float32"):
+        Fused(model.bfloat16(), Adapters(model, LoraConfig(targets=())), torch.float32, full=True)

@@ -175,7 +175,7 @@ def test_what_cannot_be_is_one_line(shards, tmp_path, changes, word):
 
 
 def test_branches_are_refused(shards, tmp_path):
-    trainer = fixtures.trainer(tmp_path, shards, free())
+    trainer = fixtures.trainer(tmp_path, shards, free(path="whole"))
     batch, _ = batch_of(trainer)
     forked = dataclasses.replace(batch, branches_BT=torch.ones_like(batch.ids_BT))
     with pytest.raises(ValueError, match="branches"):
