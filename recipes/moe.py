@@ -43,15 +43,22 @@ MODEL = Config(
 )  # fmt: skip
 
 
+UPCYCLINGS = {
+    "shared": Upcycling(8, 1, shared_dim=MODEL.ffn_dim // 2),
+    "pieces": Upcycling(8, 2, split=2),
+}
+
+
 @dataclass(frozen=True)
 class MoeConfig:
-    """The run. Steps are of `rows` rows of `row` tokens. `upcycling` keeps the active inner units of an
-    MLP as they are: 8 experts of half the width, two a token. The last `held` documents of each task
+    """The run. Steps are of `rows` rows of `row` tokens. `upcycling` is one of `UPCYCLINGS`, which keep the
+    number of an MLP's active inner units: half of them a shared expert and one of 8 copies of the other half
+    ("shared"), or two of 8 experts of half the width ("pieces"). The last `held` documents of each task
     are not trained on, and the last `measured` of them are measured on."""
 
     model: Config = MODEL
-    upcycling: Upcycling = field(default_factory=lambda: Upcycling(8, 2, split=2))
-    router: RouterConfig = field(default_factory=lambda: RouterConfig(bias_step=0.03))
+    upcycling: Upcycling = UPCYCLINGS["shared"]
+    router: RouterConfig = field(default_factory=lambda: RouterConfig(bias_step=0.03, balance_decay=0.05))
     tasks: Mapping[str, float] = field(
         default_factory=lambda: {
             "story": 0.2, "story_count": 0.2, "place_pictures": 0.15, "draw": 0.15,
@@ -270,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/moe.json"))
     parser.add_argument("--shards", type=Path, default=SHARDS)
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all steps")
+    parser.add_argument("--upcycling", choices=sorted(UPCYCLINGS), default="shared")
     parser.add_argument("--drop", type=float, default=None, help="share of inner units drawn anew")
     args = parser.parse_args(argv)
     config = MoeConfig()
@@ -277,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: max(1, round(args.scale * getattr(config, name)))
         for name in ("parent_steps", "branch_steps", "distil_steps")
     }
-    config = replace(config, **steps)
+    config = replace(config, **steps, upcycling=UPCYCLINGS[args.upcycling])
     if args.drop is not None:
         config = replace(config, upcycling=replace(config.upcycling, drop=args.drop))
     result = execute(config, args.run, args.out, args.shards)

@@ -183,7 +183,10 @@ class MoE(nn.Module):
         logits_ME = self.gate(x_MD)
         weights_Mk, chosen_Mk = choose(logits_ME, self.top_k, self.bias_E)
         if self.norm_topk:
-            weights_Mk = weights_Mk / weights_Mk.sum(-1, keepdim=True)
+            total_M1 = weights_Mk.sum(-1, keepdim=True)
+            # A single expert's weight is one whatever the router says; so that the router learns from it
+            # all the same, the gradient is that of its probability.
+            weights_Mk = weights_Mk / (total_M1.detach() if self.top_k == 1 else total_M1)
         return logits_ME, chosen_Mk, weights_Mk.to(x_MD.dtype)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,25 @@ def test_grouped_equals_loop_forward_and_backward(experts, tokens, whole, monkey
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
+def test_a_single_expert_counts_whole_and_its_router_learns():
+    """One expert a token: its weight is one, as in the stock model, and the gradient its probability's."""
+    torch.manual_seed(0)
+    layer = MoE(replace(CONFIG, top_k=1))
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x = torch.randn(9, CONFIG.dim)
+    logits, chosen, weights = layer.route(x)
+    assert torch.equal(weights, torch.ones(9, 1))
+    direction = torch.randn(9, 1)
+    (weights * direction).sum().backward()
+    found = layer.gate.weight.grad.clone()
+    layer.zero_grad()
+    p = (x @ layer.gate.weight.t()).softmax(-1).gather(1, chosen)
+    (p / p.detach() * direction).sum().backward()
+    torch.testing.assert_close(found, layer.gate.weight.grad)
+    assert found.abs().max() > 1e-3
+
+
 def test_an_expert_nobody_chose_is_left_alone(experts):
     chosen = torch.tensor([[0, 3], [3, 0]])
     x, weights = torch.randn(2, CONFIG.dim), torch.ones(2, 2)
