@@ -19,10 +19,10 @@ from m27.train.cpu.half import Half
 Spans = Sequence[tuple[int, int]]  # half-open ranges of ids, ascending and apart
 
 
-def _piece(given: int | None, device: torch.device, columns: int) -> int:
-    """How many targets are scored at a time: on a GPU many, since each piece is a few launches, but of a
-    long vocabulary no more than 2 GB of float32 logits."""
-    return given or (512 if device.type == "cpu" else max(512, min(8192, (1 << 29) // columns)))
+def piece_size(device: str, columns: int) -> int:
+    """How many targets are scored among `columns` ids at a time: on a GPU many, since each piece is a few
+    launches, but of a long vocabulary no more than 2 GB of float32 logits."""
+    return 512 if device == "cpu" else max(512, min(8192, (1 << 29) // columns))
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def cross_entropy(
         offset += end - begin
     losses = torch.empty(len(h_MD), dtype=torch.float32, device=h_MD.device)
     g_MD = torch.empty_like(h_MD)
-    piece = _piece(piece, h_MD.device, len(rows_SD))
+    piece = piece or piece_size(h_MD.device.type, len(rows_SD))
     for begin in range(0, len(h_MD), piece):
         window = slice(begin, begin + piece)
         if half is not None:
@@ -112,7 +112,7 @@ def divergence(
     """
     losses = torch.empty(len(h_MD), dtype=torch.float32, device=h_MD.device)
     apart, g_MD = torch.empty_like(losses), torch.empty_like(h_MD)
-    piece = _piece(piece, h_MD.device, len(table_VD))
+    piece = piece or piece_size(h_MD.device.type, len(table_VD))
     for begin in range(0, len(h_MD), piece):
         window = slice(begin, begin + piece)
         h, target = h_MD[window], targets_M[window, None]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from m27.model.config import Config
 from m27.train.lora import TARGETS
+from m27.train.objective import piece_size
 from m27.train.plan_shape import Arithmetic, Micro, Vocabulary, adapter_numbers, counts, sides
 
 _BLOCK, _STEP, _SHORT = 256, 32, 256  # of `m27.train.attention` and `m27.model.attention`
@@ -136,7 +137,7 @@ def head_bytes(c: Config, a: Arithmetic, micro: Micro, trained_rows: int) -> tup
     whole pass has besides a float32 gradient of all rows, twice when it is handed on, and narrow copies.
     """
     d, v, w, m = c.dim, c.vocab_size, a.width, micro.learned
-    piece = min(a.piece, m)
+    piece = min(piece_size(a.device, v), m)
     scores = 10 if a.device == "cuda" and a.narrow else (3 if m > piece else 2) * w
     again = 8 if a.device == "cuda" and a.narrow else 2 * w
     scoring = piece * v * max(scores, again * 1.0)

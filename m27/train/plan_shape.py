@@ -12,8 +12,6 @@ from typing import Literal
 from m27.model.config import Config
 from m27.train.lora import TARGETS
 
-CPU_PIECE, GPU_PIECE = 512, 8192  # targets that `objective` scores at a time
-
 
 @dataclass(frozen=True)
 class Micro:
@@ -74,11 +72,6 @@ class Arithmetic:
     def stream(self) -> int:
         """Bytes of a number of the residual stream: it stays float32 unless the frozen body is narrow."""
         return 2 if self.narrow and not self.full and self.path != "fused" else 4
-
-    @property
-    def piece(self) -> int:
-        """Targets scored at a time."""
-        return CPU_PIECE if self.device == "cpu" else GPU_PIECE
 
 
 @dataclass(frozen=True)
