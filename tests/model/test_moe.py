@@ -49,7 +49,7 @@ def test_a_single_expert_counts_whole_and_its_router_learns():
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.2)
     x = torch.randn(9, CONFIG.dim)
-    logits, chosen, weights = layer.route(x)
+    _, chosen, weights = layer.route(x)
     assert torch.equal(weights, torch.ones(9, 1))
     direction = torch.randn(9, 1)
     (weights * direction).sum().backward()
