@@ -251,9 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         task = Task(kind, given.size, row=given.row, threads=given.threads)
         chosen = given.only or names
         found["kinds"][kind] = race(task, chosen, given.steps, given.patience, given.only is not None)
-    found["bars"] = bars(found["kinds"])
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(given.out, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        found["bars"] = bars(found["kinds"])  # written after each kind: a run that is cut off leaves what it has
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(given.out, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     print(table(found))
 
 
