@@ -121,12 +121,20 @@ class Run:
         self.optimiser.step(0.5)
 
 
+def _tensors() -> list[Tensor]:
+    """All tensors that the process holds."""
+    gc.collect()
+    return [x for x in gc.get_objects() if type(x) in (Tensor, torch.nn.Parameter)]
+
+
 def count(case: Case) -> dict[str, int]:
     """Bytes of live tensors: at rest between two steps, of gradients and moments, and the second step's peak."""
+    others = _tensors()  # of whatever else the process has been doing
     run = Run(case)
-    own = [x for x in gc.get_objects() if type(x) in (Tensor, torch.nn.Parameter)]
+    known = {id(x) for x in others}
+    own = [x for x in _tensors() if id(x) not in known]
     with Live(own) as live:
-        del own
+        del own, others
         run.step()
         at_rest = live.now
         live.restart()

@@ -56,4 +56,4 @@ def test_the_example_runs_and_says_what_it_found(drawn, tmp_path, capsys):
     assert float(found["after"]["accuracy"].split()[0]) > 0.9
     assert found["after"]["log_odds"] > found["before"]["log_odds"]
     assert preference.main([*arguments, "--set=preference.bta=1"]) == 2
-    assert "did you mean 'beta'" in capsys.readouterr().err
+    assert "did you mean 'preference.beta'" in capsys.readouterr().err
