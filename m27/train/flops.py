@@ -9,12 +9,14 @@ Shapes: N = B*T tokens of a batch.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 
 from m27.data.loader import Batch
 from m27.model.config import Config, size_row
+from m27.train.cpu.half import load
 from m27.train.scoring import Plan
 
 # Dense products in bfloat16, operations a second, as the makers state them; the first name found counts.
@@ -55,7 +57,8 @@ class Flops:
 @lru_cache(maxsize=4)
 def peak(device: torch.device, dtype: torch.dtype) -> float | None:
     """Operations a second that the device does at most: stated for a known GPU in bfloat16, else None;
-    measured on a CPU, with as many threads as are set, by the fastest of a few products."""
+    measured on a CPU, with as many threads as are set, by the fastest of a few products of every kind that
+    a run in `dtype` may use (`m27.train.products`)."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if dtype == torch.float32:
@@ -65,8 +68,15 @@ def peak(device: torch.device, dtype: torch.dtype) -> float | None:
         return None
     size, best = 1024, float("inf")
     a = torch.ones(size, size, dtype=dtype)
-    for _ in range(6):
-        begun = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - begun)
+    ways: list[Callable[[], object]] = [lambda: a @ a]
+    if dtype == torch.bfloat16:
+        wide, library = a.float(), load()
+        ways.append(lambda: wide @ wide)
+        if library is not None:
+            ways.append(lambda: library.product(a, a, wide))
+    for way in ways:
+        for _ in range(6):
+            begun = time.perf_counter()
+            way()
+            best = min(best, time.perf_counter() - begun)
     return 2 * size**3 / best
