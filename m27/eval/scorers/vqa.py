@@ -16,7 +16,10 @@ MARKS = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBERS = {
     "none": "0",
-    **{w: str(n) for n, w in enumerate("zero one two three four five six seven eight nine ten".split())},
+    **{
+        w: str(n)
+        for n, w in enumerate("zero one two three four five six seven eight nine ten".split())
+    },
 }
 AGREEING = 3  # people whose answer counts as fully right
 
