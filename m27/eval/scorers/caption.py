@@ -12,6 +12,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from m27.eval.scorers.distance import common
+
 SCORER = "github.com/tylin/coco-caption@3a9afb2682141a03e1cdc02b0df6770d2c884f6f"
 
 N = 4
@@ -63,7 +65,7 @@ def bleu(
     each = []
     for words, known in zip(candidates, references, strict=True):
         lengths = [len(reference) for reference in known]
-        closest: float = min(lengths, key=lambda n, own=len(words): (abs(n - own), n))  # type: ignore[misc]
+        closest = float(min((abs(n - len(words)), n) for n in lengths)[1])
         if len(candidates) == 1:
             closest = sum(lengths) / len(lengths)
         hits, tries = [], []
@@ -90,16 +92,6 @@ def _bleus(hits: Sequence[int], tries: Sequence[int], length: int, wanted: float
     return out
 
 
-def common_run(a: Sequence[str], b: Sequence[str]) -> int:
-    """Words of the longest common subsequence."""
-    row = [0] * (len(b) + 1)
-    for x in a:
-        corner = 0
-        for j, y in enumerate(b, 1):
-            corner, row[j] = row[j], corner + 1 if x == y else max(row[j], row[j - 1])
-    return row[-1]
-
-
 def rouge_l(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """ROUGE-L of one candidate, 0 to 1 (Lin 2004): best precision and best recall over the
     references, which need not be of one reference. Raises ValueError without references."""
@@ -107,7 +99,7 @@ def rouge_l(candidate: Sequence[str], references: Sequence[Sequence[str]]) -> fl
     # The official program splits an empty text into one empty word.
     words = list(candidate) or [""]
     known = [list(reference) or [""] for reference in references]
-    runs = [common_run(reference, words) for reference in known]
+    runs = [common(reference, words) for reference in known]
     precision = max(run / len(words) for run in runs)
     recall = max(run / len(reference) for run, reference in zip(runs, known, strict=True))
     if precision == 0 or recall == 0:

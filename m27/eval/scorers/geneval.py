@@ -65,8 +65,7 @@ def kept(found: Found, tag: str, most_overlap: float = 1.0) -> dict[str, list[Bo
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     out: dict[str, list[Box]] = {}
     for name, boxes in found.items():
-        # The official order reverses an ascending one: of equals the last comes first.
-        surest = sorted(reversed(boxes), key=lambda box: -box.confidence)
+        surest = sorted(boxes, key=lambda box: -box.confidence)
         left = [box for box in surest if box.confidence > threshold][:MOST]
         chosen: list[Box] = []
         while left:

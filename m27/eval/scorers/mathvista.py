@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from m27.eval.scorers.distance import edits
+
 SCORER = "github.com/lupantech/MathVista@53d525874bdde205128e6b160b7357a88277d479"
 
 _BRACKETED = re.compile(r"\(([a-zA-Z])\)")
@@ -41,16 +43,6 @@ def extract(
             pass
     quoted = _QUOTED.search(reply) if quick else None
     return quoted.group(1) if quoted else None
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Fewest insertions, deletions and substitutions of characters (Levenshtein 1966)."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        corner, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (x != y))
-    return row[-1]
 
 
 def normalised(
@@ -91,7 +83,7 @@ def _nearest(text: str, choices: Sequence[str], ignore_empty: bool) -> str | Non
     place = ord(text) - ord("A") if len(text) == 1 else -1
     if 0 <= place < len(choices):
         return choices[place]
-    return min(choices, key=lambda one: edit_distance(text, one))
+    return min(choices, key=lambda one: edits(text, one))
 
 
 def right(prediction: str | None, answer: Any) -> bool:
