@@ -45,33 +45,52 @@ def choice(reply: str, options: Mapping[str, str]) -> str | None:
     First "(A)" is looked for, then a lone "A", then, in replies of over five words, the option's
     text in any case. Of several found the one that stands last wins.
     """
-    for mark in EDGE_MARKS:
-        reply = reply.strip(mark)
-    text, folded = f" {reply} ", f" {reply} ".lower()
-    spelled = [
-        {letter: text.rfind(f"({letter})") for letter in options},
-        {letter: text.rfind(f" {letter} ") for letter in options},
-    ]
-    if len(text.split()) > LONG_REPLY:
-        spelled.append({letter: folded.rfind(words.lower()) for letter, words in options.items()})
-    for last in spelled:
-        found = [letter for letter, at in last.items() if at >= 0]
+    text = _bare(reply)
+    for form in ("({})", " {} "):
+        found = [letter for letter in options if form.format(letter) in text]
         if found:
-            return max(found, key=last.__getitem__)
-    return None
+            return _last(text, {letter: form.format(letter) for letter in found})
+    return _by_text(text, options)
 
 
 def pro_choice(reply: str, options: Mapping[str, str]) -> str | None:
-    """As `choice`, but what follows the last "Answer:" decides if it holds exactly one letter.
+    """MMMU-Pro's rule: what follows the last "Answer:" decides if it holds exactly one letter.
 
-    A letter counts wherever it stands, even within a word; this is MMMU-Pro's rule.
+    Otherwise "(A)" is looked for, then "A " and then "A.", both also at the end of a word, then the
+    texts as in `choice`. Of several "A " or "A." that counts as last which stands between spaces
+    last, and if none does, the first option.
     """
     _, marked, after = reply.rpartition("Answer:")
     if marked:
         named = [letter for letter in options if letter in after.strip()]
         if len(named) == 1:
             return named[0]
-    return choice(reply, options)
+    text = _bare(reply)
+    for form, placed in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        found = [letter for letter in options if form.format(letter) in text]
+        if found:
+            return _last(text, {letter: placed.format(letter) for letter in found})
+    return _by_text(text, options)
+
+
+def _bare(reply: str) -> str:
+    for mark in EDGE_MARKS:
+        reply = reply.strip(mark)
+    return f" {reply} "
+
+
+def _by_text(text: str, options: Mapping[str, str]) -> str | None:
+    if len(text.split()) <= LONG_REPLY:
+        return None
+    folded = text.lower()
+    lower = {letter: words.lower() for letter, words in options.items()}
+    found = {letter: words for letter, words in lower.items() if words in folded}
+    return _last(folded, found) if found else None
+
+
+def _last(text: str, spelled: Mapping[str, str]) -> str:
+    """The letter whose spelling stands last in `text`; the first of equals."""
+    return max(spelled, key=lambda letter: text.rfind(spelled[letter]))
 
 
 def right_choice(letter: str, gold: str | Sequence[str]) -> bool:
