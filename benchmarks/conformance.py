@@ -88,7 +88,8 @@ def compare_mmmu(root: Path, n: int) -> Compared:
     for _ in range(n // 2):
         known = cases.options(rng)
         reply = cases.chosen(rng, known)
-        yield ("mmmu made-up choice", (reply, known), *both(reply, known, rng.choice(list(known))))
+        gold: Any = rng.choice(list(known))
+        yield ("mmmu made-up choice", (reply, known, gold), *both(reply, known, gold))
         reply, gold = cases.opened(rng)
         yield ("mmmu made-up open", (reply, gold), *both(reply, None, gold))
 
@@ -153,7 +154,7 @@ def compare_mathvista(root: Path, n: int) -> Compared:
 
     def extractions(row: dict[str, Any], quick: bool) -> tuple[Any, Any]:
         about = [row[k] for k in ("question_type", "answer_type", "choices")]
-        theirs = extract(_Asked(), row["response"], {"query": "", **row}, quick)
+        theirs = extract(_Asked(), row["response"], {"query": "", "pid": "", **row}, quick)
         return theirs, mathvista.extract(row["response"], *about, quick)
 
     known_problems = []
@@ -178,18 +179,24 @@ def compare_mathvista(root: Path, n: int) -> Compared:
                 yield ("mathvista stored, extraction", pid, *extractions(row, True))
     rng = random.Random(2)
     for _ in range(n):
-        row = dict(rng.choice(known_problems))
-        choices = row["choices"] or ["1"]
-        reply = cases.chosen(rng, _letters(choices))
-        number = rng.choice(cases.NUMERALS)
-        row["extraction"] = rng.choice([reply, number, None, 3, 2.5, [1, 2], f" {number}\n"])
-        row["response"] = rng.choice([reply, number, f'The answer is "{number}".', choices[0]])
-        yield ("mathvista made-up", row["extraction"], *both(row, rng.random() < 0.5))
-        yield (
-            "mathvista made-up, extraction",
-            row["response"],
-            *extractions(row, rng.random() < 0.5),
+        known = cases.options(rng)
+        number, choices = rng.choice(cases.NUMERALS), list(known.values())
+        reply = cases.chosen(rng, known)
+        kind, precision = rng.choice(
+            [("text", None), ("integer", None), ("float", 1), ("float", 2.0), ("list", None)]
         )
+        row = {
+            "question_type": "multi_choice" if kind == "text" else "free_form",
+            "answer_type": kind,
+            "choices": choices if kind == "text" else None,
+            "precision": precision,
+            "answer": rng.choice([number, *choices]),
+            "extraction": rng.choice([reply, number, None, 3, 2.5, [1, 2], f" {number}\n"]),
+            "response": rng.choice([reply, number, f'The answer is "{number}".', choices[0]]),
+        }
+        flag = rng.random() < 0.5
+        yield ("mathvista made-up", (row, flag), *both(row, flag))
+        yield ("mathvista made-up, extraction", (row, flag), *extractions(row, flag))
 
 
 def compare_mmbench(root: Path, n: int) -> Compared:

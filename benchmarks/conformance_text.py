@@ -128,6 +128,8 @@ def compare_whisper(root: Path, n: int) -> Compared:
         sys.path.pop(0)
     spellings = json.loads((root / "whisper/normalizers/english.json").read_text())
     english, basic = official.EnglishTextNormalizer(), official.BasicTextNormalizer()
+    plain = official.EnglishTextNormalizer()
+    plain.standardize_spellings.mapping = {}
     rng = random.Random(11)
     for _ in range(n):
         text = cases.spoken(rng)
@@ -135,7 +137,8 @@ def compare_whisper(root: Path, n: int) -> Compared:
             theirs = english(text)
         except (AssertionError, ValueError, TypeError, IndexError):
             continue
-        yield "whisper made-up, English", text, theirs, spoken.english(text, spellings)
+        yield "whisper, English with spellings", text, theirs, spoken.english(text, spellings)
+        yield "whisper made-up, English", text, plain(text), spoken.english(text)
         yield "whisper made-up, basic", text, basic(text), spoken.basic(text)
 
 

@@ -20,28 +20,41 @@ N = 4
 BETA = 1.2  # ROUGE-L: how much more recall counts than precision
 SMALL, TINY = 1e-9, 1e-15  # the official guards against a division by 0
 
-_DROPPED = frozenset({"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"})
+_DROPPED = frozenset(".?!,:;'\"`‘’“”…") | {"''", "``", "..."}  # marks alone; "!!" stays, as there
+_CLITIC = r"'(?:s|m|d|re|ve|ll)\b"
+_SHORT = "mr|mrs|ms|dr|st|mt|vs|jr|sr|prof|gen|inc|co|ltd|etc|jan|feb|aug|sept|oct|nov|dec"
 _WORD = re.compile(
     r"n't\b"  # left over once its verb has been cut off
-    r"|'(?:s|m|d|re|ve|ll)\b"
-    r"|\d+(?:[.,:/]\d+)+"  # 1,000 and 3.5 and 10:30
-    r"|(?:[a-z]\.){2,}"  # u.s.
-    r"|\b(?:mr|mrs|ms|dr|st|vs|jr|sr|prof|gen)\."
-    r"|[^\W_]+?(?=n't\b)"
-    r"|[^\W_]+(?:[-&/'][^\W_]+)*?(?='(?:s|m|d|re|ve|ll)\b)"
-    r"|[^\W_]+(?:(?:[-_&]|'(?!(?:s|m|d|re|ve|ll)\b))[^\W_]+)*"
-    r"|\.\.\.|--+|[^\w\s]|_+"
+    rf"|{_CLITIC}|'n'|'\d0s\b|'t(?=is\b|was\b)|y'(?=all\b)"
+    r"|[\w.]+@[\w.]+\w|@\w+|<\w+>"  # addresses, names, tags
+    r"|(?<![\w.])[-+]?\d*(?:[.,:/]\d+)+|(?<!\w)[-+]\d+"  # 1,000 and 3.5 and 10:30 and -5
+    r"|\d+(?:[.,:/]\d+)+"
+    r"|(?:[a-z]\.){2,}(?!\w)"  # u.s.
+    rf"|\b(?:{_SHORT})\.(?!\w)"
+    r"|[^\W_]+?(?=n't\b|'n')"
+    rf"|[^\W_]+(?:[-&/'.][^\W_]+)*?(?={_CLITIC})"
+    rf"|[^\W_]+(?:(?:[-_&/.]|'(?!(?:s|m|d|re|ve|ll)\b))[^\W_]+)*"
+    r"|\.\.\.|[-–—]+|[!?]+|''|``|[^\w\s]|_+"
 )
-_SPLIT = {"cannot": ("can", "not"), "gonna": ("gon", "na"), "wanna": ("wan", "na")}
-_BRACKETS = frozenset("()[]{}")
+_SPLIT = {
+    word: tuple(halves.split())
+    for word, halves in {
+        "cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na",
+        "lemme": "lem me", "gimme": "gim me", "£": "#",
+        "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
+    }.items()
+}  # fmt: skip
 
 
 def coco_words(caption: str) -> list[str]:
-    """The words of a caption, lower case, without punctuation: "A man's dog." → a man 's dog."""
-    text = caption.replace("\n", " ").replace("’", "'").lower()
+    """The words of a caption, lower case, without punctuation: "A man's dog." → a man 's dog.
+
+    Brackets become words (-lrb-), as the official list of punctuation has them in capitals and so
+    misses them.
+    """
     out: list[str] = []
-    for word in _WORD.findall(text):
-        if word not in _DROPPED and word not in _BRACKETS:
+    for word in _WORD.findall(caption.replace("’", "'").lower()):
+        if word not in _DROPPED and word.strip("-–—"):
             out.extend(_SPLIT.get(word, (word,)))
     return out
 
