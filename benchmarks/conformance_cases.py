@@ -51,9 +51,11 @@ def options(rng: random.Random, most: int = 10) -> dict[str, str]:
 
 
 def _around(rng: random.Random, text: str) -> str:
+    """The text among other words and marks, most often as a word of its own."""
     before, after = (" ".join(rng.choices(FILL, k=rng.choice([0, 0, 1, 3, 9]))) for _ in "ab")
-    text = f"{before}{rng.choice([' ', ' ', '. ', ''])}{text}{rng.choice(MARKS)} {after}"
-    return rng.choice(MARKS) + text + rng.choice(MARKS)
+    marks = [rng.choice(MARKS) if rng.random() < 0.4 else "" for _ in range(3)]
+    text = f"{before}{rng.choice([' ', ' ', ' ', '. ', ''])}{text}{marks[0]} {after}"
+    return marks[1] + text + marks[2]
 
 
 def chosen(rng: random.Random, known: dict[str, str]) -> str:

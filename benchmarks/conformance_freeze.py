@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conformance, conformance_cases, conformance_text
+from benchmarks import conformance_cases
+from benchmarks.conformance import COMPARE
 
 EACH = 60  # cases kept of a set
 PICTURES = 25  # of the corpus of captions
@@ -47,10 +48,9 @@ def main() -> int:
     """Write the file named first."""
     target, *told = sys.argv[1:]
     frozen: dict[str, Any] = {"captions": captions()}
-    known = conformance.COMPARE | conformance_text.COMPARE
     for one in told:
         name, _, path = one.partition("=")
-        for group, sample, theirs, _ in known[name](Path(path), 2 * EACH):
+        for group, sample, theirs, _ in COMPARE[name](Path(path), 2 * EACH):
             kept = frozen.setdefault(group, [])
             if "made-up" in group and len(kept) < EACH:
                 kept.append([sample, theirs])

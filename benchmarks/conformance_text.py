@@ -1,4 +1,5 @@
-"""The second half of `benchmarks.conformance`: captions, transcripts and drawn objects.
+"""The second half of `benchmarks.conformance`: short answers of people, yes or no,
+captions, transcripts and drawn objects.
 
 Captions and error rates are compared with packages (pycocoevalcap, jiwer), the rest with a
 checkout. Same form as there: each function yields (set, sample, official, ours).
@@ -11,21 +12,102 @@ import importlib
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import conformance_cases as cases
+from benchmarks.conformance_choice import Compared, taken
 from m27.eval.cider import CiderD
-from m27.eval.scorers import caption, geneval, spoken, wer
+from m27.eval.scorers import caption, geneval, pope, spoken, vqa, wer
 
-Compared = Iterator[tuple[str, Any, Any, Any]]
 CLOSE = 1e-6
 
 
 def _near(theirs: float, ours: float) -> float:
     """Ours, or theirs where the two are within 1e-6 of one another."""
     return theirs if abs(theirs - ours) <= CLOSE else ours
+
+
+def compare_vqav2(root: Path, n: int) -> Compared:
+    """Made-up answers, as the repository's stored ones come without their questions."""
+    import re
+    import warnings
+
+    text = (root / "PythonEvaluationTools/vqaEvaluation/vqaEval.py").read_text()
+    text = re.sub(r'print (".*")', r"print(\1)", text)  # it is Python 2
+    space: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(text, "vqaEval.py", "exec"), space)
+    space["print"] = lambda *_: None
+    rng = random.Random(6)
+    for _ in range(n):
+        people = _people(rng)
+        reply = rng.choice([cases.short(rng), rng.choice(people)])
+        answers = [{"answer": one, "answer_id": k} for k, one in enumerate(people)]
+        gold = {"q": {"answers": answers, "question_type": "", "answer_type": ""}}
+        asked = argparse.Namespace(qa=gold, getQuesIds=lambda: ["q"])
+        official = space["VQAEval"](asked, argparse.Namespace(qa={"q": {"answer": reply}}))
+        official.updateProgress = lambda share: None
+        official.evaluate()
+        ours = round(100 * vqa.vqav2(reply, people), 2)
+        yield "vqav2 made-up", (reply, people), official.evalQA["q"], ours
+
+
+def _people(rng: random.Random) -> list[str]:
+    few = [cases.short(rng) for _ in range(rng.choice([1, 1, 2, 3, 5]))]
+    return [rng.choice([*few, *few, f"{few[0]} ", f"the {few[0]}"]) for _ in range(10)]
+
+
+def compare_textvqa(root: Path, n: int) -> Compared:
+    """Made-up answers: the repository stores none."""
+    import re
+
+    names = {"EvalAIAnswerProcessor", "TextVQAAccuracyEvaluator"}
+    space = taken(root / "mmf/utils/m4c_evaluators.py", names, {"re": re})
+    official = space["TextVQAAccuracyEvaluator"]()
+    rng = random.Random(7)
+    for _ in range(n):
+        people = _people(rng)
+        reply = rng.choice([cases.short(rng), rng.choice(people)])
+        theirs = official.eval_pred_list([{"pred_answer": reply, "gt_answers": people}])
+        ours = vqa.textvqa(reply, people)
+        yield "textvqa made-up", (reply, people), round(theirs, 12), round(ours, 12)
+
+
+def compare_pope(root: Path, n: int) -> Compared:
+    """Made-up replies to the stored questions, and the five figures of each set of questions."""
+    import io
+    from contextlib import redirect_stdout
+
+    script = (root / "evaluate.py").read_text()
+    rng = random.Random(8)
+    files = sorted((root / "output/coco").glob("*.json"))
+    for file in files:
+        labels = [json.loads(line)["label"] for line in file.read_text().splitlines()]
+        labels = (labels * 2)[: max(2, n // len(files) + 1)]
+        replies = [cases.yes_no(rng) for _ in labels]
+        lines = "\n".join(json.dumps({"answer": reply}) for reply in replies)
+        golds = "\n".join(json.dumps({"label": label}) for label in labels)
+        texts = {"answers": lines, "labels": golds}
+        space: dict[str, Any] = {"open": lambda name, mode, texts=texts: io.StringIO(texts[name])}
+        told = script.replace("ans_file = ''", "ans_file = 'answers'")
+        told = told.replace("label_file = ''", "label_file = 'labels'")
+        with redirect_stdout(io.StringIO()):
+            exec(compile(told, "evaluate.py", "exec"), space)
+        said = [pope.says_yes(reply) for reply in replies]
+        for reply, theirs, ours in zip(replies, space["pred_list"], said, strict=True):
+            yield "pope made-up", reply, bool(theirs), ours
+        own = pope.figures(zip(said, [label != "no" for label in labels], strict=True))
+        theirs = [space[k] for k in ("acc", "precision", "recall", "f1", "yes_ratio")]
+        ours = [own.accuracy, own.precision, own.recall, own.f1, own.yes]
+        yield (
+            "pope figures",
+            file.name,
+            [round(x, 12) for x in theirs],
+            [round(x, 12) for x in ours],
+        )
 
 
 def compare_coco(root: Path, n: int) -> Compared:
@@ -145,8 +227,6 @@ def compare_whisper(root: Path, n: int) -> Compared:
 def compare_geneval(root: Path, n: int) -> Compared:
     """Made-up boxes for the official requests: which count, and the verdict."""
     import numpy as np
-
-    from benchmarks.conformance import taken
 
     names = {"COLORS", "compute_iou", "relative_position", "evaluate", "evaluate_image"}
     lines = (root / "prompts/evaluation_metadata.jsonl").read_text().splitlines()
