@@ -134,6 +134,13 @@ def judge(
     return Verdict(not faults, tuple(faults))
 
 
+def assess(
+    picture: Any, request: Mapping[str, Any], detector: Detector, colours: ColourReader
+) -> Verdict:
+    """Whether a picture meets a request, by what `detector` finds in it."""
+    return judge(request, kept(detector(picture), request["tag"]), colours, picture)
+
+
 def _miscoloured(clause: Mapping[str, Any], seen: Sequence[str]) -> list[str]:
     right = sum(colour == clause["color"] for colour in seen)
     if right >= clause["count"]:

@@ -222,3 +222,14 @@ def test_geneval_keeps_the_surest_over_the_threshold():
     many = {"cat": [box(20 * n, 0) for n in range(30)]}
     assert len(geneval.kept(many, "colors")["cat"]) == geneval.MOST
     assert geneval.overall([("a", True), ("a", True), ("b", False)]) == (0.5, {"a": 1, "b": 0})
+
+
+def test_geneval_takes_any_detector():
+    request = {"tag": "counting", "include": [{"class": "cat", "count": 2}]}
+
+    def found(picture):
+        return {"cat": [box(0, 0, sure=picture), box(50, 0)]}
+
+    assert geneval.assess(0.95, request, found, colours).right
+    unsure = geneval.assess(0.85, request, found, colours)  # counting asks for more confidence
+    assert unsure == geneval.Verdict(False, ("expected cat>=2, found 1",))
