@@ -57,7 +57,8 @@ def normalised(
 
     Multiple choice: "(b)" anywhere or a lone "B" is the second choice, anything else the choice
     nearest in edit distance. Otherwise a whole number (cut, not rounded), a number rounded to
-    `precision` places, or the text of a list. Raises ValueError for another answer type.
+    `precision` places, or the text of a list. Raises ValueError for another answer type, and for
+    multiple choice without choices.
     """
     if question_type == "multi_choice":
         return _nearest(str(extraction).strip(), choices or (), ignore_empty)
@@ -77,6 +78,8 @@ def normalised(
 def _nearest(text: str, choices: Sequence[str], ignore_empty: bool) -> str | None:
     if ignore_empty and not text:
         return None
+    if not choices:
+        raise ValueError("a multiple-choice question needs choices, got none")
     bracketed = _BRACKETED.search(text)
     if bracketed:
         text = bracketed.group(1).upper()

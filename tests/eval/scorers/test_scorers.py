@@ -72,6 +72,8 @@ def test_mathvista_cuts_whole_numbers_rounds_others_and_takes_the_nearest_choice
         assert mathvista.normalised(text, "multi_choice", "text", choices) == expected
     assert mathvista.normalised(" ", "multi_choice", "text", choices, None, True) is None
     assert not mathvista.right("1.20", "1.2")
+    with pytest.raises(ValueError, match="needs choices"):
+        mathvista.normalised("A", "multi_choice", "text", None)
     with pytest.raises(ValueError, match="answer_type must be"):
         mathvista.normalised("1", "free_form", "text")
 
