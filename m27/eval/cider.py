@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 N = 4  # words of the longest n-gram
 SIGMA = 6.0  # words of difference in length that cost a factor exp(-1/2)
@@ -38,24 +38,28 @@ def grams(words: Sequence[str]) -> Counter[Gram]:
 class CiderD:
     """The measure over a corpus: `references[i]` are the captions of picture i, at least one.
 
-    The corpus says how rare an n-gram is: in how many pictures' references it stands.
-    Raises ValueError where a picture has no reference.
+    The corpus says how rare an n-gram is: in how many pictures' references it stands. `words`
+    splits a caption. Raises ValueError where a picture has no reference.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self,
+        references: Sequence[Sequence[str]],
+        words: Callable[[str], Sequence[str]] = tokens,
+    ) -> None:
         if not all(references):
             missing = next(i for i, captions in enumerate(references) if not captions)
             raise ValueError(f"picture {missing} has no reference caption")
+        self._words = words
         self._frequency: Counter[Gram] = Counter()
         for captions in references:
-            self._frequency.update(
-                {gram for caption in captions for gram in grams(tokens(caption))}
-            )
+            self._frequency.update({gram for caption in captions for gram in grams(words(caption))})
         self._log_pictures = math.log(max(1, len(references)))
 
     def score(self, candidate: str, references: Iterable[str]) -> float:
         """0 to 10, the mean over the references. 0 for an empty candidate."""
-        scores = [self._pair(tokens(candidate), tokens(reference)) for reference in references]
+        said = self._words(candidate)
+        scores = [self._pair(said, self._words(reference)) for reference in references]
         return 10 * sum(scores) / len(scores)
 
     def _vector(self, words: Sequence[str]) -> Vector:

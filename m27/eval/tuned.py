@@ -115,7 +115,11 @@ def answers(
 
 
 def drawn(
-    engine: Engine, document: Mapping[str, Any], adapter: str | None, seed: int, max_tokens: int = 700
+    engine: Engine,
+    document: Mapping[str, Any],
+    adapter: str | None,
+    seed: int,
+    max_tokens: int = 700,
 ) -> Response:
     """The engine's answer with media to the conversation before a document's last message."""
     return engine.chat(
@@ -138,7 +142,9 @@ def fields(text: str) -> dict[str, str] | None:
         return None
     if not isinstance(found, dict):
         return None
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()
+    }
 
 
 def marks(expected: str, given: str) -> dict[str, float]:
@@ -154,7 +160,9 @@ def marks(expected: str, given: str) -> dict[str, float]:
     out |= {"exact": float(found is not None and found == wanted), "json": float(found is not None)}
     del out["contains"]
     for key, value in wanted.items():
-        out[f"field {key}"] = float(found is not None and normalise(found.get(key, "")) == normalise(value))
+        out[f"field {key}"] = float(
+            found is not None and normalise(found.get(key, "")) == normalise(value)
+        )
     return out
 
 
