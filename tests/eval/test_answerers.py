@@ -101,7 +101,7 @@ def test_a_stock_text_model_answers_through_the_same_engine_as_transformers_does
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template":
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "<|im_start|>assistant\n"}))  # fmt: skip
+        "{{ '<|im_start|>assistant\n' }}"}))  # fmt: skip
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     texts = [Asked(f"{i}", [{"role": "user", "content": f"What is {i}?"}]) for i in range(5)]
     ours, facts = asked(str(tmp_path), texts)
