@@ -14,12 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m27.codec import media
-from m27.codec.formats import sniff
-
-_TYPES = {
-    "PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp", "BMP": "image/bmp",
-    "WAV": "audio/wav", "MP3": "audio/mpeg", "FLAC": "audio/flac", "OGG": "audio/ogg",
-}  # fmt: skip
 
 
 def as_file(part: Mapping[str, Any]) -> tuple[str, bytes]:
@@ -38,10 +32,10 @@ def as_file(part: Mapping[str, Any]) -> tuple[str, bytes]:
         data, name = path.read_bytes(), path.name
     else:
         raise media.MediaError(f"an {kind} part of codes alone has no file that another model could read")
-    found = sniff(data) or ""
-    if not _TYPES.get(found, "").startswith(kind):
+    found = media.media_type(data)
+    if not found.startswith(kind):
         raise media.MediaError(f"{name}: is no {kind} of a known format", "unsupported_format")
-    return _TYPES[found], data
+    return found, data
 
 
 def pixels(part: Mapping[str, Any]) -> NDArray[np.uint8]:

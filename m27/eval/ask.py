@@ -163,7 +163,8 @@ def _settings(plan: Plan, facts: Facts, judge: Answerer | None) -> dict[str, Any
         "prompt_hash": prompt_hash(plan.samples), "data_hash": data_hash(plan.samples), "data_revision": plan.revision,
         "judge": f"{judged.name} ({judged.revision})" if judged else None,
         "judge_prompt": judging.REVISION if judged else None,
-        "scorer": f"m27/{plan.metric.name}", "scorer_revision": scorer_revision(),
+        "scorer": plan.metric.follows() if plan.metric.follows else f"m27/{plan.metric.name}",
+        "scorer_revision": scorer_revision(),
         "commit": commit(), "m27": __version__, "torch": torch.__version__,
     }  # fmt: skip
 
@@ -171,7 +172,8 @@ def _settings(plan: Plan, facts: Facts, judge: Answerer | None) -> dict[str, Any
 def scorer_revision() -> str:
     """12 hex digits over the files that the rules of scoring stand in."""
     here = Path(__file__).parent
-    return files_hash([here / name for name in ("metrics.py", "cider.py", "whisper.py", "judge.py")])
+    own = [here / name for name in ("metrics.py", "cider.py", "whisper.py", "judge.py", "benchmarks.py")]
+    return files_hash([*own, *(here / "scorers").glob("*.py")])
 
 
 def by_sample(records: Sequence[dict[str, Any]]) -> dict[str, tuple[list[float], float]]:

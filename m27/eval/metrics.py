@@ -29,13 +29,15 @@ Scorer = Callable[[Sample, str], Mark]
 @dataclass(frozen=True)
 class Metric:
     """`scorer(samples)` is ready to mark answers to those; `lower`: less is better; `share`: 0 to 1, told in per cent.
-    `metric` is judged by a model and has no scorer where that is None."""
+    `metric` is judged by a model and has no scorer where that is None. `follows()`: the official scorer and its commit,
+    for a metric that has one; None for our own rules."""
 
     name: str
     says: str
     scorer: Callable[[Sequence[Sample]], Scorer] | None
     lower: bool = False
     share: bool = True
+    follows: Callable[[], str] | None = None
 
 
 def plain(text: str) -> str:

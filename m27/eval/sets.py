@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from m27.eval import benchmarks
 from m27.eval.metrics import METRICS, Metric
 from m27.eval.samples import Sample, records
 
@@ -29,5 +30,6 @@ SETS: dict[str, Set] = {
         Set("records", records),
         Set("captions", records, METRICS["cider"]),
         Set("transcripts", records, METRICS["wer"]),
+        *(Set(name, benchmarks.samples(reader), metric) for name, (reader, metric) in benchmarks.BENCHMARKS.items()),
     )
 }

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -119,10 +120,10 @@ class Server:
         began = time.perf_counter()
         try:
             connection.request("POST", f"{self._url.path.rstrip('/')}/chat/completions", json.dumps(body), headers)
-            response = connection.getresponse()
-            if response.status != 200:
-                self._failed(response)
-            return self._read(one.key, response, began)
+            with closing(connection.getresponse()) as response:
+                if response.status != 200:
+                    self._failed(response)
+                return self._read(one.key, response, began)
         finally:
             connection.close()
 

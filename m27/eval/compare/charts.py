@@ -23,8 +23,8 @@ def colour(number: int) -> str:
 
 def _svg(height: float, body: Sequence[str], title: str) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{''.join(body)}</svg>"
+        f'<div class="wide"><svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{''.join(body)}</svg></div>"
     )
 
 
@@ -155,7 +155,7 @@ def curves(
 
 
 def power_of_ten(power: int) -> str:
-    """"1", "1k", "10M" …, and "0.01" below one."""
+    """A power of ten as "1", "1k", "10M" …, and as "0.01" below one."""
     if power < 0:
         return f"{10.0**power:g}"
     big, rest = divmod(min(power, 14), 3)

@@ -58,7 +58,7 @@ def _task(labels: Sequence[str], results: Sequence[Result]) -> dict[str, Any]:
             continue
         scores = [[sum(marked[m][key][0]) / len(marked[m][key][0]) for key in both] for m in (i, j)]
         weights = [marked[i][key][1] for key in both]
-        found = difference(*scores, None if set(weights) == {1.0} else weights)
+        found = difference(scores[0], scores[1], None if set(weights) == {1.0} else weights)
         pairs.append({"a": a, "b": b, "lower": row["lower_is_better"], **_finite(asdict(found))})
     named = (
         "task", "metric", "judge", "lower_is_better", "share", "seeds", "temperature", "max_tokens", "prompt_hash",
@@ -73,7 +73,7 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _says(pair: Mapping[str, Any]) -> str:
-    """"b is better than a", or that they do not differ beyond noise."""
+    """Which of the two is better, or that they do not differ beyond noise."""
     p = f"p = {pair['p_corrected']:.2g}"
     if pair["noise"]:
         return f"within noise ({p})"

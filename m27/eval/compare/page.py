@@ -25,7 +25,8 @@ font:16px/1.5 system-ui,sans-serif}h1{font-size:1.7rem;margin:0}h2{margin:2.4rem
 h3{margin:1.4rem 0 .2rem;font-size:1.02rem}p{max-width:72ch;margin:.4rem 0}.faint{color:var(--faint)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{text-align:left;padding:.35rem .7rem;
 border-bottom:1px solid var(--grid);vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;
-white-space:nowrap}svg{display:block;width:100%;max-width:760px;height:auto;margin:.4rem 0}svg text{fill:var(--fg);
+white-space:nowrap}svg{display:block;width:100%;max-width:760px;min-width:560px;
+height:auto;margin:.4rem 0}td:first-child{min-width:9rem}td:last-child{min-width:7rem}svg text{fill:var(--fg);
 font:13px system-ui,sans-serif}svg .tick,svg .faint{fill:var(--faint);font-size:11.5px}svg .value{font-size:12.5px}
 .mark{fill:var(--bg);stroke:var(--fg);stroke-width:2}.key{display:inline-block;width:.75em;height:.75em;border-radius:50%;
 margin-right:.45em}.sample{border:1px solid var(--grid);border-radius:8px;margin:.7rem 0;padding:.2rem .9rem .8rem}
@@ -76,17 +77,17 @@ def figure(share: bool) -> Callable[[float], str]:
 
 
 def seconds(value: float) -> str:
-    """"350 ms", "2.4 s"."""
+    """Seconds as "350 ms" or "2.4 s"."""
     return f"{1000 * value:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
 
 
 def size(value: float) -> str:
-    """"1.2 GB"."""
+    """Bytes as "1.2 GB" or "350 MB"."""
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
 
 
 def money(currency: str) -> Callable[[float], str]:
-    """"$0.012", or with the currency's name."""
+    """Money as "$0.012", or with the currency's name."""
     sign = "$" if currency == "USD" else f"{currency} "
 
     def told(value: float) -> str:

@@ -74,7 +74,8 @@ def read(path: Path = SHIPPED) -> Prices:
         devices = {name: Device(name, **entry) for name, entry in data.get("devices", {}).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise PriceError(f"{path}: {' '.join(str(error).split())}") from None
-    for entry in (*apis.values(), *devices.values()):
+    entries: list[Api | Device] = [*apis.values(), *devices.values()]
+    for entry in entries:
         numbers = [v for k, v in vars(entry).items() if k.startswith(("input", "output", "per_"))]
         if any(not isinstance(v, (int, float)) or isinstance(v, bool) or not 0 <= v < 1e9 for v in numbers):
             raise PriceError(f"{path}: {entry.name}: a price is a number from 0 on")
