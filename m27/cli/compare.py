@@ -115,4 +115,6 @@ def _labels(models: list[str]) -> list[str]:
         short = rest.rpartition("@http")[0] if kind == "openai" else rest if colon else name
         short = short if kind == "openai" else Path(short.rstrip("/")).name
         out.append(short or name)
+    kinds = [name.partition(":")[0] if ":" in name else "" for name in models]
+    out = [f"{k}:{label}" if k and out.count(label) > 1 else label for k, label in zip(kinds, out, strict=True)]
     return [label if out.count(label) == 1 else f"{label} ({n + 1})" for n, label in enumerate(out)]

@@ -79,7 +79,7 @@ def shown(messages: Messages) -> list[dict[str, Any]]:
 
 
 def _medium(part: dict[str, Any]) -> dict[str, Any]:
-    named = {"path": str(part["path"])} if part.get("path") else {}
+    named = {"file": Path(part["path"]).name} if part.get("path") else {}
     return {"type": part["type"], "sha256": fingerprint(part), **named}
 
 
@@ -104,6 +104,6 @@ def data_hash(samples: Sequence[Sample]) -> str:
 def _placeless(messages: Messages) -> Messages:
     return [
         {**m, "content": m["content"] if isinstance(m["content"], str) else [
-            {k: v for k, v in part.items() if k != "path"} for part in m["content"]]}
+            {k: v for k, v in part.items() if k != "file"} for part in m["content"]]}
         for m in messages
     ]  # fmt: skip
