@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.comparison --out out/comparison
 
-Writes two sets of questions (capitals; test pictures of easy-VQA), the base as a stock folder, and asks all three. What it
-leaves is in `benchmarks/results/comparison`.
+Writes two sets of questions (capitals; test pictures of easy-VQA), the base as a stock folder, and asks all three. What
+it leaves is in `benchmarks/results/comparison`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from m27.model import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPITALS = (
-    "France Paris;Italy Rome;Spain Madrid;Germany Berlin;Japan Tokyo;Egypt Cairo;Canada Ottawa;Norway Oslo;Greece Athens;"
-    "Portugal Lisbon;Austria Vienna;Russia Moscow;China Beijing;Cuba Havana;Peru Lima;Kenya Nairobi;Poland Warsaw;"
-    "Ireland Dublin;Finland Helsinki;Sweden Stockholm;Denmark Copenhagen;Hungary Budapest;Turkey Ankara;Iran Tehran;"
-    "Iraq Baghdad;Chile Santiago;Ghana Accra;Nepal Kathmandu;Thailand Bangkok;Vietnam Hanoi;Belgium Brussels;"
-    "Scotland Edinburgh;Wales Cardiff;Bulgaria Sofia;Romania Bucharest;Serbia Belgrade;Croatia Zagreb;Ukraine Kyiv;"
+    "France Paris;Italy Rome;Spain Madrid;Germany Berlin;Japan Tokyo;Egypt Cairo;Canada Ottawa;Norway Oslo;"
+    "Greece Athens;Portugal Lisbon;Austria Vienna;Russia Moscow;China Beijing;Cuba Havana;Peru Lima;Kenya Nairobi;"
+    "Poland Warsaw;Ireland Dublin;Finland Helsinki;Sweden Stockholm;Denmark Copenhagen;Hungary Budapest;Turkey Ankara;"
+    "Iran Tehran;Iraq Baghdad;Chile Santiago;Ghana Accra;Nepal Kathmandu;Thailand Bangkok;Vietnam Hanoi;"
+    "Belgium Brussels;Scotland Edinburgh;Wales Cardiff;Bulgaria Sofia;Romania Bucharest;Serbia Belgrade;Croatia Zagreb;Ukraine Kyiv;"
     "Syria Damascus;Jordan Amman"
 )
 
@@ -83,7 +83,8 @@ def run() -> None:
     sets(arguments.count)
     base(Path("smollm2-135m"), Path("m27-nano"))
     main([
-        "compare", "m27-nano", "smollm2-135m", "hf:smollm2-135m", "--data", "capitals.jsonl", "--data", "pictures.jsonl",
+        "compare", "m27-nano", "smollm2-135m", "hf:smollm2-135m",
+        "--data", "capitals.jsonl", "--data", "pictures.jsonl",
         "--metric", "contains", "--max-tokens", "24", "--at-once", "8", "--precision", "float32", "--out", "report",
         "--title", "m27-nano, its base, and its base in transformers",
     ])  # fmt: skip

@@ -1,5 +1,6 @@
 """`m27 compare`: several models on the same questions, as one page and as JSON."""
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +64,7 @@ def compare(
     if len({(plan.task, plan.metric.name) for plan in plans}) < len(plans):
         raise InputError("--data: two sets have one name and one metric")
     settings = prepared[0][1]
+    from m27 import runtime
     from m27.eval.answerers import open_model
     from m27.eval.ask import ask
     from m27.eval.compare.write import write
@@ -80,6 +82,9 @@ def compare(
             ]  # fmt: skip
         finally:
             model.close()
+            del model
+            gc.collect()  # what the next one takes is measured from here
+            runtime.trim_freed_memory()
     report = write(out, results, plans, wish, title)
     for task in report["tasks"]:
         for pair in task["pairs"]:

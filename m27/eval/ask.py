@@ -106,7 +106,7 @@ def _answers(plan: Plan, model: Answerer, journal: Journal, keys: Keys) -> None:
             since = time.perf_counter() - began
             timing = {
                 "key": answer.key, "seconds": answer.seconds, "first": answer.first, "since_last": since,
-                "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens,
+                "refused": bool(answer.error), "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens,
             }  # fmt: skip
             journal.append("timing.jsonl", timing)  # first: an answer in the file has its time
             record = {
@@ -200,12 +200,13 @@ def _row(plan: Plan, facts: Facts, judge: Answerer | None, records: list[dict[st
 
 def _speed(journal: Journal, facts: Facts) -> dict[str, Any]:
     """Medians and tails of seconds, and throughput over the time that was spent asking."""
-    lines = list(journal.lines("timing.jsonl").values())
+    every = list(journal.lines("timing.jsonl").values())
+    lines = [line for line in every if not line["refused"]]  # a refusal takes no time and would flatter the rest
 
     def known(name: str) -> list[float]:
         return [line[name] for line in lines if line[name] is not None]
 
-    spent = sum(known("since_last"))
+    spent = sum(line["since_last"] for line in every)
     made = sum(known("completion_tokens"))
     timed = facts.kind != "stored"
     return {

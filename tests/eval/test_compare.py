@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from m27.cli import main
+from m27.cli.compare import _labels
 from m27.codec import media
 from m27.eval.answerers import Answer, Facts
 from m27.eval.ask import Plan, ask
@@ -168,6 +169,11 @@ def test_the_command_writes_both_files_and_says_who_is_better(m27):
     assert (status, err) == (0, "")
     assert "bad.jsonl against good.jsonl: good.jsonl is better than bad.jsonl" in out
     assert {"report.html", "report.json"} <= set(os.listdir("out/compare"))
+
+
+def test_names_are_short_and_tell_models_apart():
+    names = ["weights/m27-nano/", "hf:org/SmolVLM", "hf:there/x", "there/x", "openai:a/b@https://h/v1", "stored:x"]
+    assert _labels(names) == ["m27-nano", "SmolVLM", "hf:x", "x", "a/b", "stored:x"]
 
 
 @pytest.mark.parametrize(

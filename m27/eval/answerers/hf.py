@@ -127,6 +127,7 @@ class Transformers:
             return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
         settings = self._settings
+        # What a model's own generation_config.json would change besides is left out, as in every other answerer.
         draws: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if settings.temperature > 0:
             torch.manual_seed(asked[0].seed)
@@ -135,7 +136,7 @@ class Transformers:
         with torch.inference_mode():
             ids = self._model.generate(
                 **encoded, max_new_tokens=settings.max_tokens, stopping_criteria=StoppingCriteriaList([look]),
-                pad_token_id=self._tokenizer.pad_token_id, **draws,
+                pad_token_id=self._tokenizer.pad_token_id, repetition_penalty=1.0, no_repeat_ngram_size=0, **draws,
             )  # fmt: skip
         seconds = time.perf_counter() - began
         self._growth.look()

@@ -26,7 +26,8 @@ h3{margin:1.4rem 0 .2rem;font-size:1.02rem}p{max-width:72ch;margin:.4rem 0}.fain
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}th,td{text-align:left;padding:.35rem .7rem;
 border-bottom:1px solid var(--grid);vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;
 white-space:nowrap}svg{display:block;width:100%;max-width:760px;min-width:560px;
-height:auto;margin:.4rem 0}td:first-child{min-width:9rem}td:last-child{min-width:13rem}td.n:last-child{min-width:0}svg text{fill:var(--fg);
+height:auto;margin:.4rem 0}td:first-child{min-width:9rem}
+td:last-child{min-width:13rem}td.n:last-child{min-width:0}svg text{fill:var(--fg);
 font:13px system-ui,sans-serif}svg .tick,svg .faint{fill:var(--faint);font-size:11.5px}svg .value{font-size:12.5px}
 .mark{fill:var(--bg);stroke:var(--fg);stroke-width:2}.key{display:inline-block;width:.75em;height:.75em;border-radius:50%;
 margin-right:.45em}.sample{border:1px solid var(--grid);border-radius:8px;margin:.7rem 0;padding:.2rem .9rem .8rem}
