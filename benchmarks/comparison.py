@@ -28,8 +28,8 @@ CAPITALS = (
     "Greece Athens;Portugal Lisbon;Austria Vienna;Russia Moscow;China Beijing;Cuba Havana;Peru Lima;Kenya Nairobi;"
     "Poland Warsaw;Ireland Dublin;Finland Helsinki;Sweden Stockholm;Denmark Copenhagen;Hungary Budapest;Turkey Ankara;"
     "Iran Tehran;Iraq Baghdad;Chile Santiago;Ghana Accra;Nepal Kathmandu;Thailand Bangkok;Vietnam Hanoi;"
-    "Belgium Brussels;Scotland Edinburgh;Wales Cardiff;Bulgaria Sofia;Romania Bucharest;Serbia Belgrade;Croatia Zagreb;Ukraine Kyiv;"
-    "Syria Damascus;Jordan Amman"
+    "Belgium Brussels;Scotland Edinburgh;Wales Cardiff;Bulgaria Sofia;Romania Bucharest;Serbia Belgrade;"
+    "Croatia Zagreb;Ukraine Kyiv;Syria Damascus;Jordan Amman"
 )
 
 

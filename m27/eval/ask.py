@@ -106,7 +106,8 @@ def _answers(plan: Plan, model: Answerer, journal: Journal, keys: Keys) -> None:
             since = time.perf_counter() - began
             timing = {
                 "key": answer.key, "seconds": answer.seconds, "first": answer.first, "since_last": since,
-                "refused": bool(answer.error), "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens,
+                "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens,
+                "refused": bool(answer.error),
             }  # fmt: skip
             journal.append("timing.jsonl", timing)  # first: an answer in the file has its time
             record = {
