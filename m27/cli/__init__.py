@@ -16,6 +16,7 @@ from m27.cli import (
     bench,
     chat,
     codes,
+    compare,
     console,
     data,
     evaluate,
@@ -46,6 +47,7 @@ app.command("serve")(serve.serve)
 app.command("tour")(tour.tour)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("train", context_settings=train.CONTEXT)(train.train)
 app.command("plan")(plan.plan)
 app.add_typer(data.app, name="data")

@@ -1,4 +1,4 @@
-"""`m27 eval`: the table of the model card."""
+"""`m27 eval`: the table of the model card, or any model on one's own questions."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +17,13 @@ from m27.cli.console import (
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="'nano', or the folder of a model.")] = "nano",
+    what: Annotated[
+        str, typer.Argument(help="'nano' or the folder of a model: the card's table; else a file of questions.")
+    ] = "nano",
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
-    samples: Annotated[int, typer.Option(help="Samples a task.")] = 500,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples a task; by default 500, of one's own set all.")
+    ] = None,
     validity: Annotated[int, typer.Option(help="Random prompts of the structure task.")] = 500,
     seed: Annotated[int, typer.Option(help="Which samples, and what is drawn.")] = 0,
     batch: Annotated[int, typer.Option(help="Questions answered together.")] = 32,
@@ -27,9 +31,41 @@ def evaluate(
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
     resume: Annotated[bool, typer.Option(help="Keep the rows that the folder has.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the rows and answers.")] = Path("out/eval"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the rows and answers; by default below out/eval.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Who is asked one's own set: a folder, hf:NAME, openai:NAME@BASE_URL, stored:FILE.")
+    ] = "nano",
+    metric: Annotated[
+        str | None, typer.Option(help="Own set: exact (the default), contains, cider, wer or judge.")
+    ] = None,
+    form: Annotated[str, typer.Option(help="Own set: how it is read, by the name of a task.")] = "records",
+    judge: Annotated[str | None, typer.Option(help="Own set: the model that grades, named as --model.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Own set: tokens an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Own set: 0 for the likeliest answer.")] = 0.0,
+    seeds: Annotated[int, typer.Option(help="Own set: ask with so many seeds, from --seed on.")] = 1,
+    at_once: Annotated[int, typer.Option(help="Own set: questions under way at once.")] = 16,
+    key: Annotated[str, typer.Option(help="Own set: the variable that holds a server's key.")] = "OPENAI_API_KEY",
+    fresh: Annotated[bool, typer.Option(help="Own set: forget what the folder has.")] = False,
 ) -> None:
-    """Score a model on inputs it has not seen, with intervals and baselines."""
+    """Score a model on inputs it has not seen, with intervals and baselines; or any model on one's own questions.
+
+    Of one's own set (any form that `m27 data check` takes) the assistant's last turn is the right answer.
+    """
+    if not is_model(what):
+        if not Path(what).exists():
+            raise InputError(f"{what}: no such model, file or folder")
+        from m27.cli import own_set
+
+        wishes = own_set.Wishes(
+            model, metric, judge, max_tokens, temperature, seed, seeds, samples, at_once, precision, threads, key,
+            fresh, form,
+        )  # fmt: skip
+        own_set.evaluate(Path(what), wishes, out)
+        return
+    samples = 500 if samples is None else samples
+    out, model = out or Path("out/eval"), what
     shipped = CHECKOUT / "weights" / f"m27-{model}"
     folder = default_model() if model == "nano" else Path(model)
     if not folder.is_dir() and shipped.is_dir():
@@ -52,3 +88,9 @@ def evaluate(
     )  # fmt: skip
     if failed := [row for row in rows if row.note.startswith(FAILED)]:
         raise InputError(f"{failed[0].task} {failed[0].note} ({len(failed)} of {len(rows)} tasks)")
+
+
+def is_model(what: str) -> bool:
+    """Whether the argument means a model rather than a set of questions."""
+    shipped = CHECKOUT / "weights" / f"m27-{what}"
+    return what == "nano" or shipped.is_dir() or (Path(what) / "config.json").is_file()

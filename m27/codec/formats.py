@@ -49,6 +49,17 @@ _BRANDS = {
 }  # fmt: skip
 
 
+_TYPES = {
+    "PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp", "BMP": "image/bmp",
+    "WAV": "audio/wav", "MP3": "audio/mpeg", "FLAC": "audio/flac", "OGG": "audio/ogg",
+}  # fmt: skip
+
+
+def media_type(data: bytes) -> str:
+    """What the format is called on the network ("image/png"), by the first bytes; "" for no format of ours."""
+    return _TYPES.get(sniff(data) or "", "")
+
+
 def sniff(data: bytes) -> str | None:
     """The format, one of IMAGE_FORMATS or AUDIO_FORMATS; None where it is none of them."""
     head = data[:16]

@@ -32,6 +32,7 @@ from PIL import Image
 
 from m27.codec.formats import AUDIO_FORMATS as AUDIO_FORMATS
 from m27.codec.formats import IMAGE_FORMATS as IMAGE_FORMATS
+from m27.codec.formats import media_type as media_type
 from m27.codec.formats import mp3_start, sniff, stranger, webp_size
 from m27.codec.resample import resample as resample
 from m27.codec.resample import resample_polyphase as resample_polyphase
