@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from m27 import runtime
 from m27.model.decoder import Decoder
@@ -49,7 +51,12 @@ def join(device: torch.device, timeout: float = 30.0) -> None:
     """Meet the other ranks that `torchrun` started. One that is silent for `timeout` minutes ends the others."""
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
+        patience = timedelta(minutes=timeout)
+        store, rank, world = next(rendezvous("env://", timeout=patience))
+        # After a restart the agent's store is the same one: ranks would look for those that have died.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"attempt-{attempt}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
 
 
 def met() -> bool:
