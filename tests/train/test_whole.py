@@ -87,7 +87,7 @@ def test_z_loss_reaches_every_pass(shards, tmp_path):
 def test_compiled_equals_eager(shards, tmp_path):
     found = {}
     for compiled in (False, True):
-        trainer = fixtures.trainer(tmp_path / str(compiled), shards, free(compile=compiled))
+        trainer = fixtures.trainer(tmp_path / str(compiled), shards, free(path="whole", compile=compiled))
         batch, plan = batch_of(trainer)
         for parameter in trainer.parameters.values():
             parameter.requires_grad_(True)
