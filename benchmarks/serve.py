@@ -279,7 +279,7 @@ def main() -> None:
         print(fault, file=sys.stderr)
     result = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.describe(0),
-        "options": {k: str(v) for k, v in vars(options).items()}, **rows,
+        "options": {k: str(v).replace(f"{ROOT}/", "") for k, v in vars(options).items()}, **rows,
         "added_p50": {way: {"median": over[way], "rounds": added(rows, way)} for way in over},
     }  # fmt: skip
     record(options.out, f"chat, {options.tokens} tokens", result)
