@@ -39,6 +39,16 @@ def test_four_ranks_train_as_one(folder, one, other):
     same(folder, one, other)
 
 
+@pytest.mark.slow
+def test_four_ranks_train_as_one_over_twenty_steps(tmp_path):
+    fixtures.corpus(tmp_path / "shards")
+    jobs = {of: {**next(iter(named.values())), "steps": 20} for of, named in FOUR.items()}
+    ranks.start(4, tmp_path, [(f"{of}-four", job) for of, job in jobs.items()])
+    for of, job in jobs.items():
+        ranks.train(tmp_path / of, **{**job, "expert": 1})
+        same(tmp_path, of, f"{of}-four")
+
+
 @pytest.mark.parametrize("name", ["moved-1-4", "moved-4-2", "moved-4-1"])
 def test_a_run_goes_on_with_another_number_of_ranks(folder, name):
     same(folder, "long", name)
