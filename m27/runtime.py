@@ -1,12 +1,19 @@
-"""The machine a run finds: device, dtype, threads, memory allocator, seeds. Imports nothing of ours."""
+"""The machine a run finds: device, dtype, threads, memory allocator, seeds, libraries compiled for it. Imports
+nothing of ours."""
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import random
+import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -139,3 +146,69 @@ def trim_freed_memory() -> bool:
         return bool(ctypes.CDLL(None).malloc_trim(0))
     except (OSError, AttributeError):
         return False
+
+
+class BuildError(RuntimeError):
+    """A library in C++ cannot be compiled here; one line says why."""
+
+
+def compiled_library(name: str, compiler: str, flags: Sequence[str], sources: Sequence[Path]) -> Path:
+    """The shared library that `compiler` makes of the last of `sources`, which includes the others.
+
+    It is kept below `$M27_CACHE`, the checkout's `.cache/m27` or `~/.cache/m27`, as `name` and the hash of
+    sources, compiler and flags, so a change of any of them builds anew. Raises BuildError.
+    """
+    key = hashlib.sha256("\0".join((*flags, compiler, _version(compiler))).encode())
+    for source in sources:
+        key.update(source.read_bytes())
+    path = _library_folder() / f"{name}-{key.hexdigest()[:16]}.so"
+    if not path.is_file():
+        _compile(compiler, flags, sources[-1], path)
+    return path
+
+
+def _library_folder() -> Path:
+    named, checkout = os.environ.get("M27_CACHE"), Path(__file__).resolve().parents[1]
+    if named:
+        root = Path(named)
+    elif (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
+        root = checkout / ".cache" / "m27"
+    else:
+        root = Path.home() / ".cache" / "m27"
+    return root / "cpu"
+
+
+def _compile(compiler: str, flags: Sequence[str], source: Path, path: Path) -> None:
+    """Build under a temporary name, then put in place, so that two processes may build at once."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+    except OSError as error:
+        raise BuildError(f"{path.parent}: cannot be written ({error.strerror})") from None
+    try:
+        done = subprocess.run(
+            [compiler, *flags, "-o", name, str(source)],
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no word of why"]
+            wrong = next((line for line in lines if "error" in line), lines[0])
+            raise BuildError(f"{compiler} fails: {wrong}")
+        os.replace(temporary, path)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{compiler}: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=4)
+def _version(compiler: str) -> str:
+    try:
+        done = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{compiler}: {error}") from None
+    return done.stdout

@@ -11,11 +11,12 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m27.data.importers import lines
 from m27.data.sources.base import Document
 from m27.language.template import MessageError, check_message
 from m27.language.vocabulary import MAX_GRID
@@ -58,6 +59,19 @@ class Options:
     direction: str = "both"
     prompt: str = ""
     seed: int = 0
+
+
+def by_line(path: Path, document: Callable[[Any, int], Document]) -> Iterator[Record]:
+    """A record for each value of a JSONL file or a JSON list: what `document` makes of it and its line, or
+    why it raised MessageError, or why it could not be read. Raises OSError."""
+    for line, value in lines.values(path):
+        if isinstance(value, lines.Fault):
+            yield Record(str(path), line, reason=value.reason)
+            continue
+        try:
+            yield Record(str(path), line, (document(value, line),))
+        except MessageError as error:
+            yield Record(str(path), line, reason=str(error))
 
 
 def plain(text: str, most: int = 400) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from m27.data.importers import lines
-from m27.data.importers.base import Options, Record, conversation, decoded, medium
+from m27.data.importers.base import Options, Record, by_line, conversation, decoded, medium
 from m27.data.importers.base import local as local_path
 from m27.data.sources.base import Document
 from m27.language.template import MessageError
@@ -28,17 +27,13 @@ _PARTS = {
 
 def records(path: Path, options: Options) -> Iterator[Record]:
     """The records of a file of conversations, in order. Raises OSError."""
-    for line, value in lines.values(path):
-        try:
-            yield Record(str(path), line, (_document(value, path, line, options),))
-        except MessageError as error:
-            yield Record(str(path), line, reason=str(error))
+    return by_line(path, lambda value, line: _document(value, path, line, options))
 
 
 def _document(value: Any, path: Path, line: int, options: Options) -> Document:
     if isinstance(value, list):
         value = {"messages": value}
-    if not isinstance(value, lines.Fault) and not isinstance(value, dict):
+    if not isinstance(value, dict):
         raise MessageError("must be an object with messages, or a list of messages")
     record = checked(value, ("messages", *NAMES))
     messages = conversation(ours(record.get("messages"), options.root))
@@ -47,8 +42,6 @@ def _document(value: Any, path: Path, line: int, options: Options) -> Document:
 
 def checked(value: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     """The object of a line, its keys known. MessageError."""
-    if isinstance(value, lines.Fault):
-        raise MessageError(value.reason)
     if not isinstance(value, dict):
         raise MessageError(f"must be an object with {', '.join(keys)}")
     for key in value:

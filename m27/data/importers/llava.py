@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m27.data.importers import lines
-from m27.data.importers.base import Options, Record, conversation, medium
+from m27.data.importers.base import Options, Record, by_line, conversation, medium
 from m27.data.sources.base import Document
 from m27.language.template import MessageError
 
@@ -28,16 +27,10 @@ _PLACEHOLDER = re.compile(r"\n?<(image|audio)>\n?")
 
 def records(path: Path, options: Options) -> Iterator[Record]:
     """The records of a LLaVA-style file, in order. Raises OSError."""
-    for line, value in lines.values(path):
-        try:
-            yield Record(str(path), line, (_document(value, path, line, options.root),))
-        except MessageError as error:
-            yield Record(str(path), line, reason=str(error))
+    return by_line(path, lambda value, line: _document(value, path, line, options.root))
 
 
 def _document(value: Any, path: Path, line: int, root: Path) -> Document:
-    if isinstance(value, lines.Fault):
-        raise MessageError(value.reason)
     if not isinstance(value, dict) or not isinstance(value.get("conversations"), list):
         raise MessageError("must be an object with conversations, a list of turns")
     unknown = sorted(set(value) - KEYS)

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m27.data.importers import chat, lines
-from m27.data.importers.base import Options, Record, conversation
+from m27.data.importers import chat
+from m27.data.importers.base import Options, Record, by_line, conversation
 from m27.data.sources.base import Document
 from m27.language.template import MessageError
 
@@ -24,11 +24,7 @@ TRL = ("prompt", "chosen", "rejected")
 
 def records(path: Path, options: Options) -> Iterator[Record]:
     """The records of a file of preferences, in order. Raises OSError."""
-    for line, value in lines.values(path):
-        try:
-            yield Record(str(path), line, (_document(value, path, line, options.root),))
-        except MessageError as error:
-            yield Record(str(path), line, reason=str(error))
+    return by_line(path, lambda value, line: _document(value, path, line, options.root))
 
 
 def _document(value: Any, path: Path, line: int, root: Path) -> Document:

@@ -1,22 +1,19 @@
-"""Compile the C++ step: which machine to build for, where the library is kept, what it is built with.
+"""Compile the C++ step: which machine to build for, and what it is built with.
 
 One library a level of machine (AVX-512 with VNNI, AVX2, and one that runs anywhere), from the same
-sources with other flags. It is kept in a folder of the cache under the hash of sources, compiler and
-flags, so a change of any of them builds anew. Nothing here loads a library.
+sources with other flags. Nothing here loads a library.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
-import subprocess
-import tempfile
-from functools import lru_cache
 from pathlib import Path
 
-from m27.runtime import cpu_flags
+from m27.runtime import BuildError, compiled_library, cpu_flags
+
+__all__ = ["FOLDER", "LEVELS", "SANITIZE", "SOURCES", "BuildError", "find_compiler", "levels", "library"]
 
 FOLDER = Path(__file__).resolve().parent
 SOURCES = (
@@ -59,10 +56,6 @@ SANITIZE = (
 )  # fmt: skip
 
 
-class BuildError(RuntimeError):
-    """The step cannot be compiled here; one line says why."""
-
-
 def levels() -> list[str]:
     """The levels that this processor runs, best first; `M27_CPU_ISA` names the only one to use.
 
@@ -88,14 +81,7 @@ def library(level: str) -> Path:
     if compiler is None:
         raise BuildError("no C++ compiler (g++ or clang++; $CXX names another)")
     flags = (*_FLAGS, *_MACHINE[level], *extra)
-    key = hashlib.sha256("\0".join((*flags, compiler, _version(compiler))).encode())
-    for name in SOURCES:
-        key.update((FOLDER / name).read_bytes())
-    folder = cache_folder()
-    path = folder / f"step-{level}-{key.hexdigest()[:16]}.so"
-    if not path.is_file():
-        _compile(compiler, flags, path)
-    return path
+    return compiled_library(f"step-{level}", compiler, flags, [FOLDER / name for name in SOURCES])
 
 
 def find_compiler() -> str | None:
@@ -105,52 +91,3 @@ def find_compiler() -> str | None:
         if found:
             return found
     return None
-
-
-def cache_folder() -> Path:
-    """Where libraries are kept: below `$M27_CACHE`, the checkout's `.cache/m27`, or `~/.cache/m27`."""
-    named = os.environ.get("M27_CACHE")
-    checkout = FOLDER.parents[2]
-    if named:
-        root = Path(named)
-    elif (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
-        root = checkout / ".cache" / "m27"
-    else:
-        root = Path.home() / ".cache" / "m27"
-    return root / "cpu"
-
-
-def _compile(compiler: str, flags: tuple[str, ...], path: Path) -> None:
-    """Build under a temporary name, then put in place, so that two processes may build at once."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-    except OSError as error:
-        raise BuildError(f"{path.parent}: cannot be written ({error.strerror})") from None
-    try:
-        done = subprocess.run(
-            [compiler, *flags, "-o", name, str(FOLDER / "api.cpp")],
-            capture_output=True, text=True, timeout=600, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no word of why"]
-            wrong = next((line for line in lines if "error" in line), lines[0])
-            raise BuildError(f"{compiler} fails: {wrong}")
-        os.replace(temporary, path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{compiler}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@lru_cache(maxsize=4)
-def _version(compiler: str) -> str:
-    try:
-        done = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{compiler}: {error}") from None
-    return done.stdout
