@@ -16,7 +16,7 @@ import torch
 
 from m27.data.loader import Batch
 from m27.model.config import Config, size_row
-from m27.train.cpu.half import load
+from m27.train.cpu.half import Half
 from m27.train.scoring import Plan
 
 # Dense products in bfloat16, operations a second, as the makers state them; the first name found counts.
@@ -55,10 +55,10 @@ class Flops:
 
 
 @lru_cache(maxsize=4)
-def peak(device: torch.device, dtype: torch.dtype) -> float | None:
+def peak(device: torch.device, dtype: torch.dtype, library: Half | None = None) -> float | None:
     """Operations a second that the device does at most: stated for a known GPU in bfloat16, else None;
-    measured on a CPU, with as many threads as are set, by the fastest of a few products of every kind that
-    a run in `dtype` may use (`m27.train.products`)."""
+    measured on a CPU, with as many threads as are set, by the fastest of a few products of every kind that a
+    run in `dtype` may use: torch's, and those of the `library` that its pass has."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if dtype == torch.float32:
@@ -70,7 +70,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> float | None:
     a = torch.ones(size, size, dtype=dtype)
     ways: list[Callable[[], object]] = [lambda: a @ a]
     if dtype == torch.bfloat16:
-        wide, library = a.float(), load()
+        wide = a.float()
         ways.append(lambda: wide @ wide)
         if library is not None:
             ways.append(lambda: library.product(a, a, wide))

@@ -35,7 +35,7 @@ from m27.train.meter import Meter
 from m27.train.objective import Tally
 from m27.train.optim import Optimiser
 from m27.train.parallel import Parallel, own_device, own_threads
-from m27.train.passes import Pass, choose
+from m27.train.passes import Pass, choose, half_of
 from m27.train.qlora import BaseError, bits_of, hold
 from m27.train.routing import Balancer, strength
 from m27.train.rows import FreeRows, FrozenRows, Rows
@@ -236,7 +236,7 @@ class Trainer:
         steps = self._steps()
         if self.device.type == "cuda":
             steps = self._rehearsed(steps)
-        at_most = None if self.meter.quiet else peak(self.device, self.rows.dtype)
+        at_most = None if self.meter.quiet else peak(self.device, self.rows.dtype, half_of(self.way))
         begun, earlier, first = time.monotonic(), self.seconds, self.tokens
         saved_at, saved_step = self.seconds, self.step
         budget = math.inf if call_minutes is None else call_minutes * 60

@@ -18,6 +18,7 @@ from torch import Tensor
 from m27.data.loader import Batch
 from m27.model.decoder import Decoder
 from m27.train import ragged
+from m27.train.cpu.half import Half
 from m27.train.fused import Fused
 from m27.train.head import Losses, head
 from m27.train.lora import Adapters
@@ -219,3 +220,8 @@ def choose(
     if path == "merged" or (path == "auto" and fits and len(list(adapters)) > 0):
         return MergedPass(decoder, adapters, rows, dtype, compile)
     return PlainPass(decoder, adapters, rows, dtype, full, base)
+
+
+def half_of(way: Pass) -> Half | None:
+    """The library in C++ whose products a pass uses; None where they are torch's."""
+    return way.fused.products.half if isinstance(way, FusedPass) else None
