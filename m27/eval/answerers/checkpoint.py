@@ -55,20 +55,22 @@ class Checkpoint:
             device, licence(self._folder), memory_bytes=self._growth.bytes(device), at_once=self._settings.at_once,
         )  # fmt: skip
 
-    def answer(self, asked: Sequence[Asked]) -> Iterator[Answer]:
+    def answer(self, asked: Sequence[Asked], settings: Settings | None = None) -> Iterator[Answer]:
         """All questions through one batch, `at_once` under way; an answer comes when it is done.
 
-        A question that the engine refuses (too long, a broken picture) comes back with its error.
+        A question that the engine refuses (too long, a broken picture) comes back with its error. `settings`: other
+        tokens and temperature than the model was opened with.
         """
+        settings = settings or self._settings
         waiting = deque(asked)
         under: dict[int, tuple[str, float, list[Event], list[float]]] = {}
         try:
             while waiting or under:
-                while waiting and len(under) < self._settings.at_once:
+                while waiting and len(under) < settings.at_once:
                     one = waiting.popleft()
                     began = time.perf_counter()
                     try:
-                        under[self.engine.add(self._request(one), live=False)] = (one.key, began, [], [])
+                        under[self.engine.add(_request(one, settings), live=False)] = (one.key, began, [], [])
                     except (RequestError, MessageError) as error:
                         yield Answer(one.key, "", error=" ".join(str(error).split()))
                 done = []
@@ -87,16 +89,16 @@ class Checkpoint:
             for number in under:
                 self.engine.cancel(number)
 
-    def _request(self, one: Asked) -> Request:
-        settings = self._settings
-        return Request(
-            one.messages, modalities=("text",), max_tokens=settings.max_tokens,
-            temperature=settings.temperature, repetition_penalty=1.0, seed=one.seed,
-        )  # fmt: skip
-
     def close(self) -> None:
         """End the engine's threads."""
         self.engine.close()
+
+
+def _request(one: Asked, settings: Settings) -> Request:
+    return Request(
+        one.messages, modalities=("text",), max_tokens=settings.max_tokens,
+        temperature=settings.temperature, repetition_penalty=1.0, seed=one.seed,
+    )  # fmt: skip
 
 
 def _whole(key: str, events: list[Event], first: float, seconds: float) -> Answer:
@@ -108,8 +110,9 @@ def _whole(key: str, events: list[Event], first: float, seconds: float) -> Answe
     return Answer(key, response.text.strip(), seconds, first, usage.prompt_tokens, usage.completion_tokens)
 
 
-def stock_processor(folder: Path, ours: VocabularyError) -> Processor:
-    """A processor of words alone over a stock `tokenizer.json` with ChatML's turns. AnswererError where it has none."""
+def stock_processor(folder: Path, ours: VocabularyError, kind: type[Processor] = Processor) -> Processor:
+    """A processor of words alone, of this kind, over a stock `tokenizer.json` with ChatML's turns. AnswererError where
+    it has none."""
     try:
         data: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         added = {str(token["content"]): int(token["id"]) for token in data["added_tokens"] if token["special"]}
@@ -124,6 +127,6 @@ def stock_processor(folder: Path, ours: VocabularyError) -> Processor:
     size = 1 + max(tokenizer.get_vocab().values())
     try:
         # One code a medium, as the vocabulary must have some; answers are words alone, so they are never reached.
-        return Processor(tokenizer, Vocabulary(size, 1, 1, added))
+        return kind(tokenizer, Vocabulary(size, 1, 1, added))
     except VocabularyError as error:
         raise AnswererError(f"{folder}: {error}") from error
