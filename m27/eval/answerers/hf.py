@@ -43,7 +43,8 @@ class Transformers:
             self._model = kind.from_pretrained(name, dtype=_TYPES[precision]).to(self._device).eval()
             reads = transformers.AutoProcessor if self._sees else transformers.AutoTokenizer
             self._reads: Any = reads.from_pretrained(name)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+            # AttributeError: what transformers says of a processor for films where torchvision is missing.
             raise AnswererError(f"hf:{name}: {' '.join(str(error).split())[:300]}") from error
         self._tokenizer: Any = getattr(self._reads, "tokenizer", self._reads)
         self._tokenizer.padding_side = "left"
