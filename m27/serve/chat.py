@@ -75,11 +75,14 @@ def engine_options(server: Server, body: ChatRequest, tools: Calling) -> dict[st
     most = body.max_completion_tokens or body.max_tokens or settings.default_tokens
     schema = tools.schema or _schema(body)
     media = _media(server, body, schema is not None)
+    penalty = body.repetition_penalty
+    if penalty is None and body.temperature == 0:
+        penalty = 1.0  # who asks for the likeliest answer gets that, as of every other server
     options: dict[str, Any] = {
         "modalities": media, "schema": schema, "n": body.n or 1,
         "max_tokens": min(most, settings.answer_tokens), "temperature": body.temperature,
         "top_p": body.top_p, "top_k": body.top_k, "min_p": body.min_p,
-        "repetition_penalty": body.repetition_penalty, "adapter": _adapter(server, body),
+        "repetition_penalty": penalty, "adapter": _adapter(server, body),
         "priority": min(body.priority or 0, settings.priority),
         "seed": None if body.seed is None else body.seed % 2**63,
         "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),

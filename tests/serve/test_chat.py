@@ -157,6 +157,18 @@ def test_the_same_seed_gives_the_same_answer(server: Live) -> None:
     assert said(-1) == said(-1)
 
 
+def test_the_likeliest_answer_is_that_without_a_penalty(server: Live) -> None:
+    """As other servers have it, so that other people's evaluation programs get what `m27 eval` gets."""
+    def said(text: str, **options: object) -> str:
+        body = server.chat(text, modalities=["text"], max_tokens=40, temperature=0, **options).json
+        return body["choices"][0]["message"]["content"]
+
+    texts = [f"say {number}" for number in range(6)]
+    plain = [said(text) for text in texts]
+    assert plain == [said(text, repetition_penalty=1.0) for text in texts]
+    assert plain != [said(text, repetition_penalty=1.3) for text in texts]
+
+
 def test_an_answer_goes_on_where_its_end_is_ignored(server: Live) -> None:
     """As load clients ask, so that every answer is as long as they say."""
     def written(**options: object) -> list[int]:
