@@ -25,6 +25,8 @@ OPTIONAL = {
     "onnxruntime": "eval",
     "ctranslate2": "eval",
     "transformers": "export",
+    "lm_eval": "harness",
+    "lmms_eval": "harness",
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

@@ -48,21 +48,30 @@ def evaluate(
     at_once: Annotated[int, typer.Option(help="Own set: questions under way at once.")] = 16,
     key: Annotated[str, typer.Option(help="Own set: the variable that holds a server's key.")] = "OPENAI_API_KEY",
     fresh: Annotated[bool, typer.Option(help="Own set: forget what the folder has.")] = False,
+    harness: Annotated[
+        str | None, typer.Option(help="'lm-eval': the first argument names tasks of that program, or a YAML file.")
+    ] = None,
+    fewshot: Annotated[int | None, typer.Option(help="Harness: examples before each question.", min=0)] = None,
+    chat: Annotated[bool, typer.Option(help="Harness: put prompts as conversations.")] = False,
 ) -> None:
     """Score a model on inputs it has not seen, with intervals and baselines; or any model on one's own questions.
 
     Of one's own set (any form that `m27 data check` takes) the assistant's last turn is the right answer.
     """
-    if not is_model(what):
-        if not Path(what).exists():
+    if harness is not None or not is_model(what):
+        if harness is None and not Path(what).exists():
             raise InputError(f"{what}: no such model, file or folder")
         from m27.cli import own_set
+        from m27.cli.harness import evaluate as through
 
         wishes = own_set.Wishes(
             model, metric, judge, max_tokens, temperature, seed, seeds, samples, at_once, precision, threads, key,
             fresh, form,
         )  # fmt: skip
-        own_set.evaluate(Path(what), wishes, out)
+        if harness is not None:
+            through(what, harness, wishes, out, fewshot, chat)
+        else:
+            own_set.evaluate(Path(what), wishes, out)
         return
     samples = 500 if samples is None else samples
     out, model = out or Path("out/eval"), what

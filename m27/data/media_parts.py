@@ -66,3 +66,9 @@ def thumbnail(part: Mapping[str, Any], most: int = 180) -> bytes:
     scale = min(1.0, most / max(height, width))
     small = (max(1, round(height * scale)), max(1, round(width * scale)))
     return media.png_bytes(media.fit_image(rgb, *small) if scale < 1 else rgb)
+
+
+def sound_part(samples: NDArray[Any], rate: int) -> dict[str, Any]:
+    """Samples [T] or [channels, T] at any rate as an audio part."""
+    mono = samples.mean(0) if samples.ndim == 2 else samples
+    return {"type": "audio", "bytes": media.wav_bytes(np.asarray(mono, np.float32), rate)}

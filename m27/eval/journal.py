@@ -72,7 +72,8 @@ class Journal:
 
 def clear(folder: Path) -> None:
     """Remove what a run wrote into a folder, and nothing else."""
-    for name in ("settings.json", "answers.jsonl", "timing.jsonl", "judged.jsonl", "rows.jsonl", "speed.json"):
+    for name in ("settings.json", "answers.jsonl", "timing.jsonl", "judged.jsonl", "requests.jsonl", "rows.jsonl",
+                 "speed.json"):  # fmt: skip
         (folder / name).unlink(missing_ok=True)
 
 
