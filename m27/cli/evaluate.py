@@ -7,6 +7,7 @@ import typer
 
 from m27.cli.console import (
     CHECKOUT,
+    AdapterOption,
     InputError,
     PrecisionOption,
     ThreadsOption,
@@ -28,6 +29,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Which samples, and what is drawn.")] = 0,
     batch: Annotated[int, typer.Option(help="Questions answered together.")] = 32,
     jobs: Annotated[int, typer.Option(help="Tasks measured at once, a thread each.")] = 1,
+    adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
     resume: Annotated[bool, typer.Option(help="Keep the rows that the folder has.")] = False,
@@ -60,7 +62,7 @@ def evaluate(
 
         wishes = own_set.Wishes(
             model, metric, judge, max_tokens, temperature, seed, seeds, samples, at_once, precision, threads, key,
-            fresh, form,
+            fresh, form, adapter,
         )  # fmt: skip
         own_set.evaluate(Path(what), wishes, out)
         return
@@ -85,6 +87,7 @@ def evaluate(
     rows = run(
         folder, only=task or (), samples=samples, validity=validity, seed=seed, batch=batch,
         jobs=jobs, resume=resume, out=out, precision=precision, threads=threads,
+        adapter=adapter,
     )  # fmt: skip
     if failed := [row for row in rows if row.note.startswith(FAILED)]:
         raise InputError(f"{failed[0].task} {failed[0].note} ({len(failed)} of {len(rows)} tasks)")

@@ -54,11 +54,12 @@ class _Setting:
     out: Path
     precision: str = "auto"
     threads: int = 0
+    adapter: Path | None = None
 
     def bench(self) -> Bench:
         engine = Engine.load(
             self.folder, precision=self.precision, threads=self.threads,
-            limits=Limits(sequences=self.batch),
+            limits=Limits(sequences=self.batch), adapter=self.adapter,
         )  # fmt: skip
         return Bench(engine, self.folder, self.origin, self.samples, self.validity, self.out)
 
@@ -76,15 +77,17 @@ def evaluate(
     out: str | Path = "out/eval",
     precision: str = "auto",
     threads: int = 0,
+    adapter: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Run tasks on the weights in `folder`; the rows come back, and are in `out` as JSON lines.
 
     `samples` a task, `validity` random prompts for the structure task, `batch` rows at a time in
     each of `jobs` processes, in the `precision` and with the `threads` of `Engine.load` (of several
-    processes each has one thread); `say` is told the table at the end, and a line a task on standard
-    error as it is done. A task that fails has a row whose note begins with `FAILED`, and the others
-    go on. With `resume`, rows in `out` of the same origin and settings are kept, failed ones not.
+    processes each has one thread), with the `adapter` of a folder that PEFT wrote or
+    as they are; `say` is told the table at the end, and a line a task on standard error as it is
+    done. A task that fails has a row whose note begins with `FAILED`, and the others go on. With
+    `resume`, rows in `out` of the same origin and settings are kept, failed ones not.
     Raises EvalError for an unknown task or numbers below 1.
     """
     tasks = chosen(only)
@@ -93,8 +96,9 @@ def evaluate(
         if value < 1:
             raise EvalError(f"{label} must be at least 1, not {value}")
     folder, out = Path(folder), Path(out)
-    origin = Origin(seed=seed, commit=commit(), weights=weights_revision(folder))
-    setting = _Setting(folder, origin, samples, validity, batch, out, precision, threads)
+    adapter = None if adapter is None else Path(adapter)
+    origin = Origin(seed=seed, commit=commit(), weights=weights_revision(folder, adapter))
+    setting = _Setting(folder, origin, samples, validity, batch, out, precision, threads, adapter)
     rows, records = _kept(setting) if resume else ({}, {})
     todo = [task.name for task in tasks if task.name not in rows]
     _write_settings(setting)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Engine:
         self.media: Media = media or Inline(processor)
         self._make_rules, self._draft = make_rules, draft
         self._adapters: dict[str, tuple[int, str]] = {}  # name -> the runner's number, salt
+        self.adapter: str | None = None  # the name of the one that answers requests which name none
         self._open: dict[int, Work] = {}  # by key: answers whose last event was not told yet
         self._requests: dict[int, set[int]] = {}  # number -> keys of its open answers
         self._streams: dict[int, deque[Event]] = {}  # events that somebody in here waits for
@@ -103,6 +104,8 @@ class Engine:
         started = time.perf_counter()
         limits, config = self.limits, self.runner.config
         self.scheduler.check_queue(request.n)  # before any work is put into it
+        if request.adapter is None and self.adapter is not None:
+            request = replace(request, adapter=self.adapter)
         if request.adapter is not None and request.adapter not in self._adapters:
             raise RequestError(f"no adapter is called {request.adapter!r}")
         turn = prepare(self.processor, request, config.max_len, self._make_rules)
@@ -159,6 +162,11 @@ class Engine:
         self._keys += 1  # what was computed with the former one must not be found
         self._adapters[name] = (self.runner.add_adapter(adapter), f"{name}\n{self._keys}")
 
+    @property
+    def adapter_number(self) -> int:
+        """The runner's number of `adapter`, -1 for none."""
+        return self._adapters.get(self.adapter or "", (-1, ""))[0]
+
     def remove_adapter(self, name: str) -> None:
         """Let go of an adapter. Raises RequestError where none is so called, or it is in use."""
         if name not in self._adapters:
@@ -168,6 +176,7 @@ class Engine:
             raise RequestError(f"the adapter {name!r} is in use")
         self.runner.remove_adapter(number)
         del self._adapters[name]
+        self.adapter = None if self.adapter == name else self.adapter
 
     # Events out
 
