@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,7 +145,9 @@ def run(config: FinetuneConfig, say: Say = print) -> dict[str, Any] | None:
     device, dtype = prepare_machine(settings)
     decoder, rows = _open(settings, base, device, dtype)
     made_of = [prepared.digest, weights_revision(base), str(dtype), config.method]
-    before = kept(out / "run" / "before.json", made_of, lambda: _measure(decoder, rows, prepared, dtype, "before"))
+    measure = partial(_measure, decoder, rows, prepared, dtype, "before")
+    before = kept(out / "run" / "before.json", made_of, measure)
+    del measure  # it holds the decoder
     trainer = Trainer(settings, decoder, rows, prepared.train, out / "run")
     result = trainer.run()
     if not result.finished:

@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--measure", type=Path, help="the adapter's folder")
     parser.add_argument("--model", default="weights/m27-nano")
-    parser.add_argument("--each", type=int, default=5, help="pictures of each thing")
+    parser.add_argument("--each", type=int, default=4, help="pictures of each thing")
     given = parser.parse_args()
     if given.measure is not None:
         measure(given.measure, given.model, given.each)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Engine:
         self.media: Media = media or Inline(processor)
         self._make_rules, self._draft = make_rules, draft
         self._adapters: dict[str, tuple[int, str]] = {}  # name -> the runner's number, salt
-        self.adapter: str | None = None  # the name of the one that answers requests which name none
+        self.adapter = ("", -1)  # of requests that name none: its name and the runner's number
         self._open: dict[int, Work] = {}  # by key: answers whose last event was not told yet
         self._requests: dict[int, set[int]] = {}  # number -> keys of its open answers
         self._streams: dict[int, deque[Event]] = {}  # events that somebody in here waits for
@@ -104,8 +104,6 @@ class Engine:
         started = time.perf_counter()
         limits, config = self.limits, self.runner.config
         self.scheduler.check_queue(request.n)  # before any work is put into it
-        if request.adapter is None and self.adapter is not None:
-            request = replace(request, adapter=self.adapter)
         if request.adapter is not None and request.adapter not in self._adapters:
             raise RequestError(f"no adapter is called {request.adapter!r}")
         turn = prepare(self.processor, request, config.max_len, self._make_rules)
@@ -131,7 +129,7 @@ class Engine:
 
     def _work(self, turn: Turn, index: int, started: float, after: Work | None) -> Work:
         request = turn.request
-        number, version = self._adapters.get(request.adapter or "", (-1, ""))
+        number, version = self._adapters.get(request.adapter or self.adapter[0], (-1, ""))
         salt = salt_of(request.tenant, version)
         self._keys += 1
         return Work(
@@ -154,18 +152,14 @@ class Engine:
         self._told = [(other, event) for other, event in self._told if other != number]
         self._count["cancelled"] += 1
 
-    def add_adapter(self, name: str, adapter: Adapter) -> None:
-        """Let requests name an adapter; one so called before is replaced. Raises RunnerError where
-        it does not fit the model, and RequestError where the former one is in use."""
+    def add_adapter(self, name: str, adapter: Adapter) -> int:
+        """Let requests name an adapter, in place of one so called; the runner's number of it. Raises
+        RunnerError where it does not fit the model, and RequestError where the former is in use."""
         if name in self._adapters:
             self.remove_adapter(name)
         self._keys += 1  # what was computed with the former one must not be found
         self._adapters[name] = (self.runner.add_adapter(adapter), f"{name}\n{self._keys}")
-
-    @property
-    def adapter_number(self) -> int:
-        """The runner's number of `adapter`, -1 for none."""
-        return self._adapters.get(self.adapter or "", (-1, ""))[0]
+        return self._adapters[name][0]
 
     def remove_adapter(self, name: str) -> None:
         """Let go of an adapter. Raises RequestError where none is so called, or it is in use."""
@@ -176,7 +170,6 @@ class Engine:
             raise RequestError(f"the adapter {name!r} is in use")
         self.runner.remove_adapter(number)
         del self._adapters[name]
-        self.adapter = None if self.adapter == name else self.adapter
 
     # Events out
 

@@ -84,8 +84,7 @@ def load_engine(
     options.setdefault("draft", PromptLookup())
     made = engine(runner, processor, limits, **options)
     if read is not None:
-        made.add_adapter(ADAPTER, read)
-        made.adapter = ADAPTER
+        made.adapter = (ADAPTER, made.add_adapter(ADAPTER, read))
     return made
 
 

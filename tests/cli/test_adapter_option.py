@@ -37,7 +37,7 @@ def test_a_loaded_adapter_answers_every_request_and_counts_for_perplexity(run, m
     found = {}
     for name, given in (("base", None), ("tuned", adapter)):
         engine = load_engine(model, Engine, precision="float32", backend="torch", adapter=given)
-        found[name] = log_likelihoods(engine.runner, ids, engine.blocks, adapter=engine.adapter_number)[0]
+        found[name] = log_likelihoods(engine.runner, ids, engine.blocks, adapter=engine.adapter[1])[0]
         engine.close()
     assert not np.allclose(found["base"], found["tuned"])
 

@@ -52,7 +52,7 @@ class Perplexity:
         text = bench.engine.processor.vocabulary.text_size
         with Progress(f"{self.name}: two models", 3) as bar:
             engine = bench.engine
-            number = engine.adapter_number
+            number = engine.adapter[1]
             after = log_likelihoods(engine.runner, ids, engine.blocks, adapter=number)
             bar.add(1)
             among = log_likelihoods(engine.runner, ids, engine.blocks, size=text, adapter=number)
