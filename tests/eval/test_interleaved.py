@@ -1,5 +1,6 @@
 """Interleaved benchmarks: read as the repositories lay them out, kept with their media, measured, judged apart."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -129,8 +130,8 @@ class Shades:
 
 def test_coherence_is_the_advantage_over_other_answers_pictures(tmp_path):
     def answer(k, shade):
-        parts = [{"type": "text", "text": f"shade {40 * k}"}, {"type": "image", "path": png(tmp_path / f"{k}-{shade}.png", shade)}]  # fmt: skip # noqa: E501
-        return parts
+        picture = {"type": "image", "path": png(tmp_path / f"{k}-{shade}.png", shade)}
+        return [{"type": "text", "text": f"shade {40 * k}"}, picture]
 
     gold = {k: answer(k, 40 * k) for k in range(4)}
     right = [Answered(str(k), gold[k], gold[k]) for k in range(4)]
@@ -302,8 +303,6 @@ def test_what_cannot_be_asked_is_one_line(tmp_path):
 
 def test_a_servers_typed_parts_are_read_and_addresses_are_not_fetched(tmp_path):
     picture = Path(png(tmp_path / "a.png", 5)).read_bytes()
-    import base64
-
     url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     parts = read_parts([{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": url}}])
     assert parts == [{"type": "text", "text": "Hi"}, {"type": "image", "bytes": picture}]
@@ -312,7 +311,7 @@ def test_a_servers_typed_parts_are_read_and_addresses_are_not_fetched(tmp_path):
         [{"type": "image_url", "image_url": {"url": "http://example.com/a.png"}}],
         [{"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}], [{"type": "video"}], [{}], 3,
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="part of the answer|picture of the answer"):
+        with pytest.raises(ValueError, match=r"part of the answer|picture of the answer"):
             read_parts(bad)
 
 
