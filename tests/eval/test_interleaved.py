@@ -152,7 +152,10 @@ def test_coherence_is_the_advantage_over_other_answers_pictures(tmp_path):
         ("Verdict: A", "A"), ("verdict: **B**.", "B"), ("Verdict: tie A", "tie A"), ("Verdict: Tie (B)", "tie B"),
         ("A is better", "A"), ("Tie(B better)", "tie B"), ("  b ", "B"), ("Tie(A)", "tie A"),
         ("A is better. No, B is better.", None), ("Verdict: A or Verdict: B", None), ("I like both.", None), ("", None),
-        ("The first is better", None), ("tie", None),
+        ("The first is better", None), ("tie", None), ("Verdict: A, since B has no picture", "A"),
+        # What a small judge really said.
+        ("Verdict: tie A or tie B", None), ("Verdict: B, or A is the first answer", None),
+        ("Verdict: tie A, B are the best answer.", None),
     ],
 )  # fmt: skip
 def test_verdicts_on_pairs(reply, verdict):

@@ -7,11 +7,11 @@ folder of the run. Knows files; no model and no score.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m27.codec import media
 from m27.data.media_parts import as_file
 
 Part = dict[str, Any]
@@ -32,7 +32,9 @@ def kept(content: Iterable[Mapping[str, Any]], folder: Path) -> list[Part]:
         name = f"media/{hashlib.sha256(data).hexdigest()[:16]}.{ENDINGS[kind]}"
         if not (folder / name).is_file():
             (folder / "media").mkdir(parents=True, exist_ok=True)
-            media.write_atomic(folder / name, data)
+            partial = folder / f"{name}.partial"
+            partial.write_bytes(data)
+            os.replace(partial, folder / name)
         out.append({"type": part["type"], "file": name})
     return out
 

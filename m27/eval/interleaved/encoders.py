@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from m27.data.media_parts import square
 from m27.eval.answerers import AnswererError
 from m27.eval.interleaved.tier import Encoder
 from m27.eval.report import files_hash, weights_revision
 from m27.language.processor import Processor
 
 BATCH = 32
+SIDE = 128  # pixels of a picture that the vision teacher is shown
 
 
 def open_encoder(name: str, nano: Path) -> Encoder:
@@ -42,14 +44,12 @@ class Bridge:
         self.name = f"vision teacher of {nano.name} ({weights_revision(nano)}), MiniLM, ridge map"
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """(N, D)."""
+        """Vectors (N, D) of N texts."""
         return self._judge.sentences.encode(list(texts))
 
     def pictures(self, pictures: Sequence[Any]) -> Tensor:
-        """uint8 [H, W, 3] each → (N, D)."""
-        from m27.codec.media import fit_image
-
-        return self._judge.pictures([fit_image(picture, 128, 128) for picture in pictures])
+        """Vectors (N, D) of N pictures, uint8 [H, W, 3] each."""
+        return self._judge.pictures([square(picture, SIDE) for picture in pictures])
 
 
 class Clip:
@@ -71,13 +71,13 @@ class Clip:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """(N, D); what is longer than the model reads is cut."""
+        """Vectors (N, D) of N texts; what is longer than the model reads is cut."""
         return self._rows(texts, lambda some: self._model.get_text_features(
             **self._reads.tokenizer(list(some), padding=True, truncation=True, return_tensors="pt")))  # fmt: skip
 
     @torch.inference_mode()
     def pictures(self, pictures: Sequence[Any]) -> Tensor:
-        """uint8 [H, W, 3] each → (N, D)."""
+        """Vectors (N, D) of N pictures, uint8 [H, W, 3] each."""
         from PIL import Image
 
         return self._rows(pictures, lambda some: self._model.get_image_features(

@@ -38,8 +38,10 @@ VERDICTS = ("A", "B", "tie A", "tie B")
 
 def read(reply: str) -> str | None:
     """One of `VERDICTS`; the official forms ("A is better", "Tie(B better)") are read too. None for anything else, and
-    for a reply that says two."""
+    for a reply that says two ("Verdict: tie A or tie B")."""
     text = " ".join(reply.split())
+    if re.search(r"\b[AB]\b[\s,/*)]*(?:or|and|[,/])[\s*]*(?:tie\s*\(?\s*)?[AB]\b", text):
+        return None
     tie = r"tie\s*[(,:]?\s*(?:leaning\s+)?([AB])\b"
     forms = (rf"verdict\W{{0,6}}({tie}|[AB]\b)", rf"({tie})", r"\b(([AB])) is better\b", r"^\W*(([AB]))\W*$")
     for form in forms:

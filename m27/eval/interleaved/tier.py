@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from m27.codec import media
+from m27.data.media_parts import heard, pixels
 from m27.eval.interleaved.content import Part, blocks, kinds
 from m27.eval.score import clustered_mean, ratio_of_means, wilson
 from m27.eval.tasks.coherence import Pair, advantages, pairs
@@ -29,11 +29,11 @@ class Encoder(Protocol):
         ...
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """(N, D)."""
+        """Vectors (N, D) of N texts."""
         ...
 
     def pictures(self, pictures: Sequence[Any]) -> Tensor:
-        """uint8 [H, W, 3] each → (N, D)."""
+        """Vectors (N, D) of N pictures, uint8 [H, W, 3] each."""
         ...
 
 
@@ -59,10 +59,10 @@ def faults(answer: Answered) -> list[str]:
     for part in answer.content:
         try:
             if part["type"] == "image":
-                media.read_image(Path(part["path"]))
+                pixels(part)
             elif part["type"] == "audio":
-                media.read_audio(Path(part["path"]))
-        except (media.MediaError, OSError) as error:
+                heard(part)
+        except (ValueError, OSError) as error:
             wrong.append(f"{part['type']}: {' '.join(str(error).split())}")
     return wrong
 
@@ -141,7 +141,7 @@ def _paired(answers: Any) -> list[Pair]:
             if part["type"] == "image":
                 if not Path(part["path"]).is_file():
                     continue
-                part = {"type": "image", "image": media.read_image(Path(part["path"]))}
+                part = {"type": "image", "image": pixels(part)}
             parts.append(part)
         found += pairs(name, parts)
     return found
