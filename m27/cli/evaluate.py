@@ -45,7 +45,7 @@ def evaluate(
     rival: Annotated[
         str | None, typer.Option(help="Interleaved: whose answers are compared; by default the set's own.")
     ] = None,
-    encoder: Annotated[
+    coherence: Annotated[
         str | None, typer.Option(help="Interleaved: nano or hf:CLIP, which says whether pictures fit the words.")
     ] = None,
     media: Annotated[str, typer.Option(help="Interleaved: what answers may hold.")] = "text,image",
@@ -88,10 +88,10 @@ def evaluate(
             fresh, form,
         )  # fmt: skip
         if form in interleaved_set.NAMES:
-            interleaved_set.evaluate(Path(what), wishes, out, rival, encoder, media)
+            interleaved_set.evaluate(Path(what), wishes, out, rival, coherence, media)
             return
-        if rival or encoder:
-            raise InputError(f"--rival and --encoder are for --form {', '.join(interleaved_set.NAMES)}")
+        if rival or coherence:
+            raise InputError(f"--rival and --coherence are for --form {', '.join(interleaved_set.NAMES)}")
         if form == "geneval":
             drawn.evaluate(Path(what), detector, colours, wishes, out)
         else:

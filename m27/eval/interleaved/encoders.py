@@ -30,7 +30,7 @@ def open_encoder(name: str, nano: Path) -> Encoder:
         return Clip(name[3:])
     if name == "nano":
         return Bridge(nano)
-    raise AnswererError(f"--encoder is nano or hf:NAME, not {name!r}")
+    raise AnswererError(f"--coherence is nano or hf:NAME, not {name!r}")
 
 
 class Bridge:
