@@ -44,6 +44,13 @@ def evaluate(
     ] = None,
     form: Annotated[str, typer.Option(help="Own set: how it is read, by the name of a task.")] = "records",
     judge: Annotated[str | None, typer.Option(help="Own set: the model that grades, named as --model.")] = None,
+    rival: Annotated[
+        str | None, typer.Option(help="Interleaved: whose answers are compared; by default the set's own.")
+    ] = None,
+    coherence: Annotated[
+        str | None, typer.Option(help="Interleaved: nano or hf:CLIP, which says whether pictures fit the words.")
+    ] = None,
+    media: Annotated[str, typer.Option(help="Interleaved: what answers may hold.")] = "text,image",
     max_tokens: Annotated[int, typer.Option(help="Own set: tokens an answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="Own set: 0 for the likeliest answer.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Own set: ask with so many seeds, from --seed on.")] = 1,
@@ -76,12 +83,17 @@ def evaluate(
     if not is_model(what):
         if not Path(what).exists():
             raise InputError(f"{what}: no such model, file or folder")
-        from m27.cli import drawn, own_set
+        from m27.cli import drawn, interleaved_set, own_set
 
         wishes = own_set.Wishes(
             model, metric, judge, max_tokens, temperature, seed, seeds, samples, at_once, precision, threads, key,
             fresh, form, adapter,
         )  # fmt: skip
+        if form in interleaved_set.NAMES:
+            interleaved_set.evaluate(Path(what), wishes, out, rival, coherence, media)
+            return
+        if rival or coherence:
+            raise InputError(f"--rival and --coherence are for --form {', '.join(interleaved_set.NAMES)}")
         if form == "geneval":
             drawn.evaluate(Path(what), detector, colours, wishes, out)
         else:

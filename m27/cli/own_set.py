@@ -52,10 +52,12 @@ def evaluate(data: Path, wishes: Wishes, out: Path | None) -> None:
     """Run it, and print the row and where the answers are."""
     from m27.eval.answerers import open_model
     from m27.eval.ask import ask
+    from m27.eval.judge import strict
 
     check(wishes)
     plan, settings = prepared(data, wishes)
-    judge = open_model(named(wishes.judge), replace(settings, adapter=None)) if wishes.judge else None
+    asker = strict(replace(settings, adapter=None))
+    judge = open_model(named(wishes.judge), asker) if wishes.judge else None
     model = open_model(named(wishes.model), settings)
     folder = out or Path("out/eval") / f"{slug(data.stem)}-{plan.metric.name}-{slug(wishes.model)}"
     if out is None and wishes.adapter is not None:

@@ -45,6 +45,18 @@ def pixels(part: Mapping[str, Any]) -> NDArray[np.uint8]:
     return media.read_image(as_file(part)[1])
 
 
+def heard(part: Mapping[str, Any]) -> NDArray[np.float32]:
+    """float32 [T] at 16 kHz of an audio part. Raises as `as_file` does, and MediaError for a broken sound."""
+    if part.get("audio") is not None:
+        return np.asarray(part["audio"], np.float32)
+    return media.read_audio(as_file(part)[1])
+
+
+def square(rgb: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A picture uint8 [H, W, 3] filling a frame of `side` by `side` pixels."""
+    return media.fit_image(rgb, side, side)
+
+
 def fingerprint(part: Mapping[str, Any]) -> str:
     """12 hex digits of the sha256 over what a part shows: its file's bytes, its array or its codes."""
     if part.get("codes") is not None:

@@ -81,9 +81,9 @@ def ask(
     if len(keys) < len(plan.samples) * len(plan.seeds):
         raise AskError(f"{plan.task}: two questions have one id")
     _answers(plan, model, journal, keys)
-    records = _scored(plan, journal, keys, judge)
+    records, judged = _scored(plan, journal, keys, judge)
     journal.settle("answers.jsonl", records)
-    row = _row(plan, facts, judge, records)
+    row = {**_row(plan, facts, judge, records), **judged}
     journal.settle("rows.jsonl", [row])
     speed = _speed(journal, model.facts())
     write_json(out / "speed.json", speed)
@@ -120,10 +120,17 @@ def _answers(plan: Plan, model: Answerer, journal: Journal, keys: Keys) -> None:
             bar.add()
 
 
-def _scored(plan: Plan, journal: Journal, keys: Keys, judge: Answerer | None) -> list[dict[str, Any]]:
-    """Every record with what was extracted, its score and weight; what got no answer is wrong."""
+def _scored(
+    plan: Plan, journal: Journal, keys: Keys, judge: Answerer | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every record with what was extracted, its score and weight; what got no answer is wrong. And what a row must say
+    of a judge's replies."""
     lines = journal.lines("answers.jsonl")
-    verdicts = _judged(plan, journal, keys, judge, lines) if judge is not None else {}
+    grades = judging.Grades({})
+    if judge is not None:
+        asked = [q for key, (sample, _) in keys.items() if not lines[key]["error"]
+                 for q in judging.questions(sample, lines[key]["answer"], key)]  # fmt: skip
+        grades = judging.graded(asked, judge, journal, f"{plan.task}: judging")
     scorer = plan.metric.scorer(plan.samples) if plan.metric.scorer is not None else None
     out = []
     for key, (sample, _) in keys.items():
@@ -132,27 +139,9 @@ def _scored(plan: Plan, journal: Journal, keys: Keys, judge: Answerer | None) ->
             mark = scorer(sample, record["answer"])
             out.append({**record, "extracted": mark.extracted, "score": mark.score, "weight": mark.weight})
         else:
-            said = verdicts.get(key, {"verdict": "", "error": ""})
-            score = 0.0 if record["error"] else judging.grade(said["verdict"])
-            out.append({**record, "extracted": said["verdict"], "score": score, "weight": 1.0})
-    return out
-
-
-def _judged(
-    plan: Plan, journal: Journal, keys: Keys, judge: Answerer, lines: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    kept = journal.lines("judged.jsonl")
-    todo = [
-        judging.question(sample, lines[key]["answer"], key)
-        for key, (sample, _) in keys.items() if key not in kept and not lines[key]["error"]
-    ]  # fmt: skip
-    with Progress(f"{plan.task}: judging", len(todo)) as bar:
-        for verdict in judge.answer(todo):
-            journal.append("judged.jsonl", {"key": verdict.key, "verdict": verdict.text, "error": verdict.error})
-            bar.add()
-    kept = journal.lines("judged.jsonl")
-    journal.settle("judged.jsonl", [kept[key] for key in keys if key in kept])
-    return kept
+            score, said = (0.0, "") if record["error"] else grades.of(key)
+            out.append({**record, "extracted": said, "score": score, "weight": 1.0})
+    return out, grades.figures() if judge is not None else {}
 
 
 def _settings(plan: Plan, facts: Facts, judge: Answerer | None) -> dict[str, Any]:
@@ -164,7 +153,8 @@ def _settings(plan: Plan, facts: Facts, judge: Answerer | None) -> dict[str, Any
         "seeds": list(plan.seeds), "temperature": plan.temperature, "max_tokens": plan.max_tokens,
         "prompt_hash": prompt_hash(plan.samples), "data_hash": data_hash(plan.samples), "data_revision": plan.revision,
         "judge": f"{judged.name} ({judged.revision})" if judged else None,
-        "judge_prompt": judging.REVISION if judged else None,
+        "judge_prompt": judging.REVISION if judged else None, "judge_temperature": 0.0 if judged else None,
+        "judge_seed": judging.SEED if judged else None,
         "scorer": plan.metric.follows() if plan.metric.follows else f"m27/{plan.metric.name}",
         "scorer_revision": scorer_revision(),
         "commit": commit(), "m27": __version__, "torch": torch.__version__,
@@ -254,6 +244,11 @@ def line(row: dict[str, Any]) -> str:
 
     judge = f" by {row['judge']}" if row["judge"] else ""
     notes = [f"{name} {row[name]}" for name in ("refused", "ungraded") if row[name]]
+    if row.get("judge_asked"):
+        notes.append(f"judge's replies read {row['judge_read']} of {row['judge_asked']}, unreadable "
+                     f"{row['judge_unparsed']}, failed {row['judge_failed']}")  # fmt: skip
+        if row["judge_position_bias"] is not None:
+            notes.append(f"with the reference first {figure(row['judge_position_bias'])} more")
     if row["between_seeds"] is not None:
         notes.append(f"± {figure(row['between_seeds'])} from seed to seed")
     head = (

@@ -23,7 +23,7 @@ import torch
 
 from m27.eval.bench import Bench, Records, Task
 from m27.eval.report import Origin, Row, commit, table, weights_revision, write_jsonl
-from m27.eval.tasks import TASKS
+from m27.eval.tasks import MORE, TASKS
 from m27.infer.engine import Engine
 from m27.infer.scheduler import Limits
 
@@ -35,11 +35,16 @@ class EvalError(ValueError):
 
 
 def chosen(only: Sequence[str]) -> list[Task]:
-    """The tasks by name, in the order of the table; all if none is named. Raises EvalError."""
-    unknown = [name for name in only if name not in TASKS]
+    """The tasks by name, in the order of the table; all of the table if none is named. Raises EvalError."""
+    unknown = [name for name in only if name not in _known()]
     if unknown:
-        raise EvalError(f"no task is called {unknown[0]!r}; there are {', '.join(TASKS)}")
-    return [task for name, task in TASKS.items() if not only or name in only]
+        raise EvalError(f"no task is called {unknown[0]!r}; there are {', '.join(_known())}")
+    return [task for name, task in _known().items() if name in (only or TASKS)]
+
+
+def _known() -> dict[str, Task]:
+    """Every task: those of the table, then those that are asked by name alone."""
+    return {**TASKS, **MORE}
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def evaluate(
     _write_settings(setting)
     for row, answered in _measured(setting, todo, jobs):
         rows[row.task], records[row.task] = row, answered
-        order = [name for name in TASKS if name in rows]
+        order = [name for name in _known() if name in rows]
         write_jsonl(out / "rows.jsonl", (rows[name].to_json() for name in order))
         lines = [{"task": name, **record} for name in order for record in records[name]]
         write_jsonl(out / "answers.jsonl", lines)
@@ -120,7 +125,7 @@ def _measured(setting: _Setting, names: list[str], jobs: int) -> Iterator[tuple[
         bench = setting.bench() if names else None
         for name in names:
             assert bench is not None
-            yield measure(TASKS[name], bench)
+            yield measure(_known()[name], bench)
         return
     # Not forked: the threads of torch do not survive that.
     context = multiprocessing.get_context("spawn")
@@ -140,7 +145,7 @@ def _begin(setting: _Setting) -> None:
 
 def _measure(name: str) -> tuple[Row, Records]:
     assert _bench is not None
-    return measure(TASKS[name], _bench)
+    return measure(_known()[name], _bench)
 
 
 def measure(task: Task, bench: Bench) -> tuple[Row, Records]:

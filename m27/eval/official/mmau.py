@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import FormatError, Sample, ask, need, read_json, sound
+from m27.eval.official.sample import FormatError, ask, need, read_json, sample, sound
+from m27.eval.samples import Sample
 
 PROMPT = "{question}\nChoose one of:\n{choices}\nAnswer with the text of your choice alone."
 
@@ -29,4 +30,4 @@ def samples(path: str | Path, prompt: str = PROMPT) -> Iterator[Sample]:
             raise FormatError(f"{where}: no clip {audio} in {file.parent}")
         asked = prompt.format(question=question, choices="\n".join(choices))
         about = {key: row.get(key) for key in ("task", "difficulty", "sub-category")} | {"choices": list(choices)}
-        yield Sample(str(name), ask(sound(clip), asked), row.get("answer") or None, about)
+        yield sample(str(name), ask(sound(clip), asked), row.get("answer") or None, about)

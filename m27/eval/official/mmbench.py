@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import FormatError, Sample, ask, decoded, need, picture
+from m27.eval.official.sample import FormatError, ask, decoded, need, picture, sample
+from m27.eval.samples import Sample
 
 REFERENCE = 64  # characters up to which a picture is another row's index
 _MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "None", "null"})
@@ -44,4 +45,4 @@ def samples(path: str | Path) -> Iterator[Sample]:
         about = {"index": int(index), "options": options}
         about |= {key: row.get(key) or "" for key in ("category", "l2-category")}
         shown = picture(decoded(image, where))
-        yield Sample(index, ask(shown, text), row.get("answer") or None, about)
+        yield sample(index, ask(shown, text), row.get("answer") or None, about)
