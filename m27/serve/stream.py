@@ -16,8 +16,8 @@ from m27.codec.media import SAMPLE_RATE
 from m27.infer.request import Event
 from m27.serve import parts, tools
 from m27.serve.answer import Asked, Meter, audio_id, call_json, usage_json
-from m27.serve.engine_thread import Ticket
 from m27.serve.errors import ApiError, from_engine
+from m27.serve.ticket import Ticket
 
 Json = dict[str, Any]
 _log = logging.getLogger("m27.serve")

@@ -23,7 +23,8 @@ from m27.infer.schema import JsonSchemas
 from m27.infer.torch_runner import TorchRunner
 from m27.serve import run
 from m27.serve.auth import Keys
-from m27.serve.engine_thread import EngineLike, EngineThread
+from m27.serve.engine_loop import EngineLike
+from m27.serve.engine_thread import EngineThread
 from m27.serve.gate import Gate, GateLimits
 from m27.serve.listen import listen
 from m27.serve.server import Server
