@@ -24,9 +24,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from m27.infer.request import Event
+from m27.infer.request import Event, Request
+from m27.language.template import MessageError
 from m27.serve import logs, wire
-from m27.serve.engine_loop import Command, Counts, EngineLoop
+from m27.serve.engine_loop import Command, Counts, EngineLike, EngineLoop
 from m27.serve.errors import ApiError
 from m27.serve.launch import Launch, made
 
@@ -82,12 +83,40 @@ class Link:
     def turn(self, told: Sequence[tuple[int, Event]], counts: Counts | None) -> None:
         """As `Port`."""
         if told or self._taken or time.monotonic() - self._said > _SIGN_OF_LIFE:
+            ending = {key for key, event in told if event["type"] == "done"}
+            if ending and len(ending) < len(told):  # first those whose clients may ask the next thing
+                told = sorted(told, key=lambda pair: pair[0] not in ending)
             value: dict[str, Any] = {"told": [(key, wire.event_out(event)) for key, event in told]}
             if self._taken:
                 value["taken"], self._taken = self._taken, []
             if counts is not None:
                 value["counts"] = counts
             self.send(value)
+
+
+class Codes:
+    """Turns pictures that come as pixels into codes, on one core while no step wants it; those made before
+    are remembered."""
+
+    def __init__(self, engine: EngineLike) -> None:
+        self._engine = engine
+        self._encoder: Any = None
+
+    def __call__(self, request: Request) -> None:
+        """The pictures of a request, in place. Raises MessageError."""
+        for number, message in enumerate(request.messages):
+            content = message["content"]
+            for place, part in enumerate(content if isinstance(content, list) else ()):
+                if "image" in part:
+                    if self._encoder is None:
+                        from m27.infer.encode import Encoder  # imports torch
+
+                        self._encoder = Encoder(self._engine.processor)
+                    try:
+                        part["codes"] = self._encoder.image(part.pop("image"), request.tenant).result()
+                    except MessageError as error:
+                        where = f"messages[{number}].content[{place}]"
+                        raise MessageError(f"{where}: {str(error).rpartition(': ')[2]}") from None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -108,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)  # as in the server's process
     link.send({"ready": True, "counts": engine.metrics()})
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server has gone
-        EngineLoop(engine, link, launch.linger).run()
+        EngineLoop(engine, link, launch.linger, Codes(engine)).run()
     engine.close()
     return 0
 

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from m27.infer.request import Event, Request
-from m27.language.processor import Processor
 from m27.serve.errors import ApiError, from_engine
+
+if TYPE_CHECKING:
+    from m27.language.processor import Processor
 
 _log = logging.getLogger("m27.serve")
 _COUNTED = 0.05  # seconds between looks at the engine's counts
 _IDLE = 0.25  # seconds between the signs of life of an engine that has nothing to do
+_TAKING = 0.03  # seconds of taking requests on between two steps; what comes then waits for the next
 LINGER = 0.008  # seconds, a sixth of a step of many answers on two cores
 
 K = TypeVar("K", bound=Hashable)
@@ -84,13 +88,21 @@ class Port(Protocol[K]):
 
 class EngineLoop(Generic[K]):
     """Runs an engine through a port. `linger`: how long a step may wait for the next request of clients
-    whose answers have just ended."""
+    whose answers have just ended. `prepare`: what is done to a request before the engine has it; raises
+    what the engine may."""
 
-    def __init__(self, engine: EngineLike, port: Port[K], linger: float = LINGER) -> None:
-        self._engine, self._port = engine, port
+    def __init__(
+        self,
+        engine: EngineLike,
+        port: Port[K],
+        linger: float = LINGER,
+        prepare: Callable[[Request], None] = lambda request: None,
+    ) -> None:
+        self._engine, self._port, self._prepare = engine, port, prepare
         self._linger = Linger(linger)
         self._numbers: dict[K, int] = {}
         self._open: dict[int, list[Any]] = {}  # number -> its key, answers whose end was not told yet
+        self._later: deque[Command[K]] = deque()  # to be taken on after the next step
 
     def run(self) -> None:
         """Turn after turn until the end is asked for. Raises what the engine's step raises."""
@@ -110,12 +122,16 @@ class EngineLoop(Generic[K]):
     def _commands(self, ended: int) -> bool:
         """Do what was asked for since the last step; where there is none to compute, wait for it, and where
         `ended` answers have just gone out, a moment for as many that follow them."""
-        idle = not self._engine.busy()
+        idle = not self._engine.busy() and not self._later
         patience = self._linger.begin(ended) if ended and not idle else 0.0
-        until, followed = time.monotonic() + patience, 0
+        until, followed, spent = time.monotonic() + patience, 0, 0.0
+        again, self._later = self._later, deque()
         while True:
-            left = until - time.monotonic() if patience and followed < ended else 0.0
-            command = self._port.get(_IDLE if idle else max(left, 0.0))
+            if again and spent < _TAKING:
+                command: Command[K] | None = again.popleft()
+            else:
+                left = until - time.monotonic() if patience and followed < ended else 0.0
+                command = self._port.get(_IDLE if idle else max(left, 0.0))
             if command is None:
                 break
             idle = False
@@ -123,16 +139,30 @@ class EngineLoop(Generic[K]):
                 return False
             if command.request is not None:
                 followed += 1
-                self._add(command.key, command.request, command.live)
-            elif (number := self._numbers.pop(command.key, None)) is not None:
-                del self._open[number]
-                self._engine.cancel(number)
+                if spent < _TAKING:
+                    began = time.monotonic()
+                    self._add(command.key, command.request, command.live)
+                    spent += time.monotonic() - began
+                else:
+                    again.append(command)
+            else:
+                self._let_go(command.key, again)
+        self._later = again
         if patience:
             self._linger.end(followed > 0)
         return True
 
+    def _let_go(self, key: K, later: deque[Command[K]]) -> None:
+        if (number := self._numbers.pop(key, None)) is not None:
+            del self._open[number]
+            self._engine.cancel(number)
+        elif later:
+            for command in [command for command in later if command.key == key]:
+                later.remove(command)
+
     def _add(self, key: K, request: Request, live: bool) -> None:
         try:
+            self._prepare(request)
             number = self._engine.add(request, live)
         except Exception as error:
             told = from_engine(error)

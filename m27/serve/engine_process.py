@@ -19,14 +19,16 @@ import time
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from m27.language.processor import Processor
 from m27.serve import wire
 from m27.serve.front import Front
 from m27.serve.launch import Launch
 from m27.serve.pipe import Pipe
 from m27.serve.ticket import Ticket
+
+if TYPE_CHECKING:
+    from m27.language.processor import Processor
 
 _log = logging.getLogger("m27.serve")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +47,8 @@ class EngineProcess(Front):
     system ends it with the thread that started it.
     """
 
+    encodes = True
+
     def __init__(
         self, launch: Launch, stuck_seconds: float = 120.0, processor: Processor | None = None
     ) -> None:
@@ -52,7 +56,7 @@ class EngineProcess(Front):
         self._starts: deque[float] = deque(maxlen=RESTARTS)
         self._child, self._link = self._start()
         try:
-            super().__init__(processor or Processor.load(launch.folder), stuck_seconds)
+            super().__init__(processor or _processor(launch), stuck_seconds)
         except BaseException:
             self._give_up()
             raise
@@ -92,10 +96,11 @@ class EngineProcess(Front):
         ours, theirs = socket.socketpair()
         with theirs:
             path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+            others = {name: value for name, value in os.environ.items() if name != "M27_API_KEYS"}
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "m27.serve.engine_child", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": path},
+                env={**others, "PYTHONPATH": path},
                 process_group=0,  # Ctrl-C is for the server, which then ends this one
             )  # fmt: skip
         with contextlib.suppress(OSError):  # it has ended already, as is seen soon
@@ -243,6 +248,12 @@ class EngineProcess(Front):
         except RuntimeError:  # the loop has ended
             pass
         self._link.close()
+
+
+def _processor(launch: Launch) -> Processor:
+    from m27.language.processor import Processor  # imports torch, while the other process does too
+
+    return Processor.load(launch.folder)
 
 
 def _note(child: subprocess.Popen[bytes], why: str | None) -> None:

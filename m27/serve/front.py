@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m27.infer.request import Request
-from m27.language.processor import Processor
 from m27.serve.errors import ApiError
 from m27.serve.ticket import Ticket
+
+if TYPE_CHECKING:
+    from m27.language.processor import Processor
 
 State = str  # "ok", "stuck", "dead", "closed"
 
@@ -24,6 +26,8 @@ class Front(ABC):
     `stuck_seconds`: a step that takes longer counts as stuck; then, and when the engine has died,
     waiting requests fail with a 500 and new ones with a 503. One that recovers is taken again.
     """
+
+    encodes = False  # whether pictures may come as pixels, which it turns into codes between two steps
 
     def __init__(self, processor: Processor, stuck_seconds: float) -> None:
         self.processor = processor

@@ -55,7 +55,7 @@ class Server:
         """A server over a running engine."""
         processor, metrics = engine.processor, Metrics()
         encoder = Encoder(processor, settings.media_threads)
-        intake = Intake(gate, encoder, settings, metrics)
+        intake = Intake(gate, encoder, settings, metrics, engine.encodes)
         codecs = {"image": processor.image_codec, "audio": processor.audio_codec}
         media = tuple(m for m in MEDIA if m == "text" or codecs[m] is not None)
         bodies = Bodies(settings)

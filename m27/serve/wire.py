@@ -107,10 +107,9 @@ def _marked(what: Any, behind: bytearray) -> Any:
         case ["bytes", int(place), int(length)] if place >= 0 and 0 <= length <= len(behind) - place:
             return bytes(behind[place : place + length])
         case ["usage", [*values]] if len(values) == len(_USAGE):
-            if not isinstance(values[_USAGE.index("finish_reason")], str) or not all(
-                isinstance(v, int) for v in values if not isinstance(v, str)
-            ):
-                raise WireError("a usage without its counts")
+            for name, found in zip(_USAGE, values, strict=True):
+                if not isinstance(found, str if name == "finish_reason" else int):
+                    raise WireError("a usage without its counts")
             return Usage(*values)
     raise WireError("a mark that nobody knows")
 
