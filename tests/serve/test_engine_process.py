@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,9 @@ async def answers(front: Front) -> list[list[Event]]:
         events = [event async for event in ticket]
         kept = [e for e in events if e["type"] not in ("image_preview", "audio_delta")]
         assert any(e["type"] == "done" for e in kept)
-        for event in kept:  # in other company torch rounds the last digits otherwise
+        for event in kept:  # in other company torch rounds the last digits otherwise, and finds more or less
+            if event["type"] == "done":
+                event["usage"] = replace(event["usage"], cached_tokens=0)
             if event["type"] == "logprobs":
                 event["logprob"] = round(event["logprob"], 4)
                 event["top"] = [(id, round(logprob, 4)) for id, logprob in event["top"]]
