@@ -373,7 +373,9 @@ def test_media_that_nobody_takes_are_given_up_and_the_engine_is_told(stand: Engi
     "value",
     [
         7, None, [], {}, {"told": 3}, {"told": [3]}, {"told": [[[], "x"]]}, {"told": [[1, 7]]},
-        {"taken": 7, "told": []}, {"taken": [[]], "told": []}, {"told": [], "counts": 7}, {"refused": 1}, {"refused": [1, [200, "x"]]},
+        {"taken": 7, "told": []},
+        {"taken": [[]], "told": []}, {"told": [], "counts": 7}, {"refused": 1},
+        {"refused": [1, [200, "x"]]},
         {"told": [[1, {"type": "done"}]]},
     ],
 )  # fmt: skip
