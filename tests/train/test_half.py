@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from m27.train import attention
+from m27.train import attention, kernels
 from m27.train.cpu import build, half
 from m27.train.products import HalfProducts, Products, choose
 
@@ -127,6 +127,14 @@ def test_the_losses_gradient_takes_the_scores_place(library):
     (F.cross_entropy(x, targets, reduction="none") + 0.1 * x.logsumexp(-1) ** 2).mul(weights).sum().backward()
     library.entropy(drawn, targets, weights, 0.1)
     torch.testing.assert_close(drawn.float(), x.grad, rtol=5e-3, atol=1e-7)
+
+
+def test_the_gated_unit_is_the_kernels(library):
+    gate_up, g = (torch.randn(7, 2 * 37) * 6).bfloat16(), torch.randn(7, 37).bfloat16()
+    gate_up[0, :3] = torch.tensor([-300.0, 300.0, 0.0])
+    torch.testing.assert_close(library.swiglu(gate_up), kernels.swiglu(gate_up), rtol=8e-3, atol=1e-30)
+    for got, want in zip(library.swiglu_backward(g, gate_up), kernels.swiglu_backward(g, gate_up), strict=True):
+        torch.testing.assert_close(got, want, rtol=8e-3, atol=1e-5)
 
 
 def test_torch_does_where_it_does_not_fit(monkeypatch, capsys):

@@ -36,12 +36,21 @@ inline __m512i both(const Bf16* p, const Bf16* q, __mmask16 mask) {
     return both(_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi16(mask, p)), second, 1));
 }
 
+// Bring near what is read a little later: rows are short and far apart, and the processor's own guesses miss them.
+template <typename T>
+void soon(const T* p) {
+    for (int64_t i = 0; i < 32; i += 64 / static_cast<int64_t>(sizeof(T)))
+        _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T1);
+}
+
 // Words of up to sixteen vectors, each lying end to end: [k/2][16] at `out`, whose rows are `step` words apart. A row
 // runs over into the next one's place, which is written after it.
 template <typename T>
 void pack_lines(const T* data, int64_t apart, int vectors, int64_t depth, uint32_t* out, int step) {
     for (int64_t k = 0; k < depth; k += 32) {
         __m512i r[16];
+        const int64_t then = k + 128 < depth ? k + 128 : k + 128 - depth + std::min(vectors, 16) * apart;
+        for (int i = 0; i < std::min(vectors, 16); ++i) soon(data + i * apart + then);
         for (int i = 0; i < 16; ++i)
             r[i] = i < vectors ? line(data + i * apart + k, depth - k) : _mm512_setzero_si512();
         transpose(r);
@@ -62,6 +71,8 @@ void pack_rows(View<T> a, int rows, int64_t depth, uint16_t* out, float* back) {
     const __mmask16 mask = first(rows);
     for (int64_t k = 0; k < depth; k += 2) {
         const T* const p = a.data + k * a.columns;
+        _mm_prefetch(reinterpret_cast<const char*>(p + 32 * a.columns), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(p + 33 * a.columns), _MM_HINT_T1);
         _mm512_storeu_si512(words + k / 2 * kRows, both(p, k + 1 < depth ? p + a.columns : nullptr, mask));
     }
 }
@@ -70,16 +81,18 @@ void pack_rows(View<T> a, int rows, int64_t depth, uint16_t* out, float* back) {
 template <typename T>
 void pack_columns(View<T> b, int columns, int64_t depth, uint16_t* out, float*) {
     auto* const words = reinterpret_cast<uint32_t*>(out);
-    for (int j = 0; j < kColumns; j += 16) {
-        if (b.columns != 1) {
+    if (b.columns != 1) {
+        for (int j = 0; j < kColumns; j += 16)
             pack_lines(b.data + j * b.columns, b.columns, columns - j, depth, words + j, kColumns);
-            continue;
-        }
-        const __mmask16 mask = first(columns - j);
-        for (int64_t k = 0; k < depth; k += 2) {
-            const T* const p = b.data + k * b.rows + j;
-            _mm512_storeu_si512(words + k / 2 * kColumns + j, both(p, k + 1 < depth ? p + b.rows : nullptr, mask));
-        }
+        return;
+    }
+    for (int64_t k = 0; k < depth; k += 2) {
+        const T *const p = b.data + k * b.rows, *const q = k + 1 < depth ? p + b.rows : nullptr;
+        soon(p + 16 * b.rows);
+        soon(p + 17 * b.rows);
+        for (int j = 0; j < kColumns; j += 16)
+            _mm512_storeu_si512(words + k / 2 * kColumns + j,
+                                both(p + j, q == nullptr ? q : q + j, first(columns - j)));
     }
 }
 

@@ -27,6 +27,8 @@ _ARGUMENTS = {
     "m27_attend": [_L] * 5 + [_P] * 6,
     "m27_attend_backward": [_L] * 5 + [_P] * 11,
     "m27_entropy": [_L, _L, _P, _L, _P, _P, ctypes.c_float, _P],
+    "m27_swiglu": [_L, _L, _P, _P],
+    "m27_swiglu_backward": [_L, _L, _P, _P, _P, _P],
 }
 
 
@@ -114,6 +116,23 @@ class Half:
             *_pointers(targets, weights), z_loss, losses.data_ptr(),
         )  # fmt: skip
         return losses
+
+    def swiglu(self, gate_up_NO: Tensor) -> Tensor:
+        """As `m27.train.kernels.swiglu`, over bfloat16: a compiler's exponential takes three times as long."""
+        rows, width = len(gate_up_NO), gate_up_NO.shape[1] // 2
+        out = gate_up_NO.new_empty(rows, width)
+        self._call("m27_swiglu", rows, width, *_pointers(gate_up_NO.contiguous(), out))
+        return out
+
+    def swiglu_backward(self, g_NF: Tensor, gate_up_NO: Tensor) -> tuple[Tensor, Tensor]:
+        """As `m27.train.kernels.swiglu_backward`, over bfloat16."""
+        rows, width = g_NF.shape
+        grad, out = torch.empty_like(gate_up_NO), torch.empty_like(g_NF)
+        self._call(
+            "m27_swiglu_backward", rows, width,
+            *_pointers(g_NF.contiguous(), gate_up_NO.contiguous(), grad, out),
+        )  # fmt: skip
+        return grad, out
 
     def room(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
         """A vector of `count` values that is kept from call to call; what it holds means nothing."""
