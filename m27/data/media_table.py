@@ -3,7 +3,7 @@
     media.bin   the bytes of all, end to end      media.npy  int64 [n + 1], where each begins
     media.json  {"format", "kinds": one letter each}
 
-Kinds: `p` a picture as WebP or PNG, `r` one as it is (height and width as two uint16, then its pixels), `s` a sound
+Kinds: `p` a picture as WebP, `r` one as it is (height and width as two uint16, then its pixels), `s` a sound
 by `sound_bytes`, `w` one as int16 samples. Raw ones cost no time and are for a folder that stays where it is made.
 It knows nothing of codes, and of documents only that they name media by number.
 """
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from m27.codec.media import read_image
 from m27.data import sound_bytes
 
 FORMAT = "m27-media-1"
@@ -134,8 +135,7 @@ class MediaTable:
         if self.kinds[number] == "r":
             height, width = np.frombuffer(data, "<u2", 2)
             return np.frombuffer(data, np.uint8, offset=4).reshape(height, width, 3)
-        with Image.open(io.BytesIO(data), formats=("WEBP", "PNG")) as image:
-            return np.asarray(image.convert("RGB"))
+        return read_image(data)
 
     def sound(self, number: int) -> Samples:
         """A sound, float32 ``[T]``."""

@@ -60,7 +60,7 @@ class Counting:
         raise NotImplementedError("codes that are numbers cannot be decoded")
 
     def stream(self) -> Any:
-        """Likewise."""
+        """There is nothing to decode."""
         raise NotImplementedError("codes that are numbers cannot be decoded")
 
 
