@@ -38,7 +38,7 @@ def evaluate(
         str, typer.Option(help="Who is asked one's own set: a folder, hf:NAME, openai:NAME@BASE_URL, stored:FILE.")
     ] = "nano",
     metric: Annotated[
-        str | None, typer.Option(help="Own set: exact (the default), contains, cider, wer or judge.")
+        str | None, typer.Option(help="Own set: exact (the default), contains, cider, wer, judge; two sets: fid, fad.")
     ] = None,
     form: Annotated[str, typer.Option(help="Own set: how it is read, by the name of a task.")] = "records",
     judge: Annotated[str | None, typer.Option(help="Own set: the model that grades, named as --model.")] = None,
@@ -48,21 +48,42 @@ def evaluate(
     at_once: Annotated[int, typer.Option(help="Own set: questions under way at once.")] = 16,
     key: Annotated[str, typer.Option(help="Own set: the variable that holds a server's key.")] = "OPENAI_API_KEY",
     fresh: Annotated[bool, typer.Option(help="Own set: forget what the folder has.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Real pictures or sounds (or features of them), for fid and fad of a folder.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Two sets: a TorchScript file that looks or listens.")] = None,
+    resize: Annotated[int | None, typer.Option(help="Two sets: pictures to so many pixels, before.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="--form geneval: the model of transformers that finds objects.")
+    ] = None,
+    colours: Annotated[str | None, typer.Option(help="--form geneval: a CLIP that says their colours.")] = None,
 ) -> None:
     """Score a model on inputs it has not seen, with intervals and baselines; or any model on one's own questions.
 
     Of one's own set (any form that `m27 data check` takes) the assistant's last turn is the right answer.
     """
+    if against is not None:
+        from m27.cli import two_sets
+
+        two_sets.evaluate(Path(what), against, metric, encoder, resize, samples, out)
+        return
+    if encoder or resize:
+        raise InputError("--encoder and --resize go with --against")
+    if (detector or colours) and form != "geneval":
+        raise InputError("--detector and --colours go with --form geneval")
     if not is_model(what):
         if not Path(what).exists():
             raise InputError(f"{what}: no such model, file or folder")
-        from m27.cli import own_set
+        from m27.cli import drawn, own_set
 
         wishes = own_set.Wishes(
             model, metric, judge, max_tokens, temperature, seed, seeds, samples, at_once, precision, threads, key,
             fresh, form,
         )  # fmt: skip
-        own_set.evaluate(Path(what), wishes, out)
+        if form == "geneval":
+            drawn.evaluate(Path(what), detector, colours, wishes, out)
+        else:
+            own_set.evaluate(Path(what), wishes, out)
         return
     samples = 500 if samples is None else samples
     out, model = out or Path("out/eval"), what

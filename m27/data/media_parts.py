@@ -66,3 +66,16 @@ def thumbnail(part: Mapping[str, Any], most: int = 180) -> bytes:
     scale = min(1.0, most / max(height, width))
     small = (max(1, round(height * scale)), max(1, round(width * scale)))
     return media.png_bytes(media.fit_image(rgb, *small) if scale < 1 else rgb)
+
+
+def fitted(path: Path, height: int, width: int) -> NDArray[np.uint8]:
+    """A picture's file as uint8 [height, width, 3], resized with antialiasing (Pillow, bicubic) to fill the frame.
+
+    Raises MediaError, OSError where it cannot be read.
+    """
+    return media.fit_image(media.read_image(path), height, width)
+
+
+def waveform(path: Path, seconds: float = 600.0) -> NDArray[np.float32]:
+    """A sound's file as float32 [T] in -1..1, mono, 16 kHz. Raises MediaError, OSError where it cannot be read."""
+    return media.read_audio(path, media.Limits(max_bytes=200_000_000, max_seconds=seconds))

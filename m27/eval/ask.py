@@ -19,6 +19,7 @@ from m27 import __version__
 from m27.data.progress import Progress
 from m27.eval import judge as judging
 from m27.eval.answerers import Answerer, Asked, Facts
+from m27.eval.figures import Answered, Figures, averaged
 from m27.eval.journal import Journal, clear, write_json
 from m27.eval.metrics import Metric
 from m27.eval.report import commit, files_hash
@@ -173,7 +174,7 @@ def _settings(plan: Plan, facts: Facts, judge: Answerer | None) -> dict[str, Any
 def scorer_revision() -> str:
     """12 hex digits over the files that the rules of scoring stand in."""
     here = Path(__file__).parent
-    own = [here / name for name in ("metrics.py", "cider.py", "whisper.py", "judge.py", "benchmarks.py")]
+    own = [here / f"{name}.py" for name in ("metrics", "cider", "whisper", "judge", "benchmarks", "figures")]
     return files_hash([*own, *(here / "scorers").glob("*.py")])
 
 
@@ -190,13 +191,27 @@ def _row(plan: Plan, facts: Facts, judge: Answerer | None, records: list[dict[st
     marked = list(by_sample(records).values())
     found = estimate([s for s, _ in marked], [w for _, w in marked]) if marked else Estimate(0.0, 0.0, 0.0, 0)
     infinite = abs(found.low) == float("inf")
+    told = _figures(plan, records)
     return {
         **_settings(plan, facts, judge), "n": len(marked), "score": found.mean,
         "low": None if infinite else found.low, "high": None if infinite else found.high,
         "between_seeds": found.between, "lower_is_better": plan.metric.lower, "share": plan.metric.share,
         "refused": sum(bool(record["error"]) for record in records),
         "ungraded": sum(record["score"] is None for record in records),
+        "figures": dict(told.values), "notes": list(told.notes),
     }  # fmt: skip
+
+
+def _figures(plan: Plan, records: Sequence[dict[str, Any]]) -> Figures:
+    """The metric's figures of the whole set, over several seeds their mean."""
+    if plan.metric.figures is None:
+        return Figures({})
+    samples = {sample.id: sample for sample in plan.samples}
+    answered = [
+        [Answered(samples[r["id"]], r["answer"], r["score"]) for r in records if r["seed"] == seed]
+        for seed in plan.seeds
+    ]
+    return averaged([plan.metric.figures(one) for one in answered])
 
 
 def _speed(journal: Journal, facts: Facts) -> dict[str, Any]:
@@ -232,7 +247,8 @@ def _spread(values: list[float]) -> dict[str, float] | None:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row in one line of words: "my.jsonl exact 61.0 % (52.0 – 70.0), n 100, refused 0: MODEL"."""
+    """A row in one line of words, then one for each figure of the whole set:
+    "my.jsonl exact 61.0 % (52.0 – 70.0), n 100, refused 0: MODEL"."""
     def figure(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.1f} %" if row["share"] else f"{value:.3f}"
 
@@ -240,7 +256,9 @@ def line(row: dict[str, Any]) -> str:
     notes = [f"{name} {row[name]}" for name in ("refused", "ungraded") if row[name]]
     if row["between_seeds"] is not None:
         notes.append(f"± {figure(row['between_seeds'])} from seed to seed")
-    return (
+    head = (
         f"{row['task']} {row['metric']}{judge}: {figure(row['score'])} (95 %: {figure(row['low'])} to "
         f"{figure(row['high'])}), n {row['n']}{''.join(', ' + note for note in notes)}: {row['model']}"
     )
+    told = "".join(f"\n  {name} {value:.3f}" for name, value in row.get("figures", {}).items())
+    return head + told + "".join(f"\n  {note}" for note in row.get("notes", ()))

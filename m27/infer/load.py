@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int4")
-CACHES = ("auto", "float32", "float16", "int8")
-_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+CACHES = ("auto", "float32", "float16", "bfloat16", "int8")
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _told: set[str] = set()
 
 
