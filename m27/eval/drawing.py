@@ -26,7 +26,7 @@ def draw(prompts: Path, engine: Engine, folder: Path, each: int = 4, seed: int =
             break
         place = folder / sample.id
         (place / "samples").mkdir(parents=True, exist_ok=True)
-        _write(place / "metadata.jsonl", (json.dumps(dict(sample.about)) + "\n").encode())
+        _write(place / "metadata.jsonl", (json.dumps(sample.meta) + "\n").encode())
         for k in range(each):
             path = place / "samples" / f"{k:04d}.png"
             if not path.is_file():
