@@ -63,7 +63,9 @@ def write_sounds(clips: Iterable[Clip], folder: Path, hours: float = MAX_HOURS) 
         for source, wave, text in clips:
             if samples >= hours * 3600 * 16_000:
                 break
-            whole = wave.astype(np.float32) / 32_767 if wave.dtype == np.int16 else wave
+            whole = wave.astype(np.float32)
+            if wave.dtype == np.int16:
+                whole /= np.float32(32_767)
             listed.append([source, writer.sound(whole), text])
             samples += len(whole)
     write_atomic(folder / LIST, json.dumps(listed).encode())

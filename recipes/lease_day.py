@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from recipes import lease
 
@@ -184,7 +185,8 @@ def fill(work: Path, device: str, workers: int) -> int:
     processor = Processor.load(work / "weights" / "m27-nano")
     # Codes near the edge of a cell must fall as they do on a CPU.
     torch.backends.cudnn.allow_tf32 = False
-    for codec in (processor.image_codec, processor.audio_codec):
+    codecs: tuple[Any, ...] = (processor.image_codec, processor.audio_codec)
+    for codec in codecs:
         if isinstance(codec, torch.nn.Module):
             codec.to(device)
     count = 0

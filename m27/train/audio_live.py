@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,7 +187,7 @@ class LiveTrainer(DecoderTrainer):
         self.codec = begun
         if recipe.shape:
             names = ("encoder_dim", "encoder_blocks", "decoder_dim", "decoder_blocks")
-            shape = dict(zip((*names, "refiner_dim", "refiner_blocks"), recipe.shape, strict=True))
+            shape: dict[str, Any] = dict(zip((*names, "refiner_dim", "refiner_blocks"), recipe.shape, strict=True))
             config = replace(begun.config, vocoder="istft", **shape)
             self.codec = AudioCodec(config)
             self.codec.ear.load_state_dict(begun.ear.state_dict())
