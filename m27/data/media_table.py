@@ -15,7 +15,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -141,13 +141,14 @@ class MediaTable:
         """A sound, float32 ``[T]``."""
         data = self.bytes_of(number)
         if self.kinds[number] == "w":
-            wave: Samples = np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32_767)
-            return wave
+            return (np.frombuffer(data, "<i2") / 32_767).astype(np.float32)
         return sound_bytes.unpack(data)
 
     def read(self, numbers: Sequence[int], workers: int) -> Iterator[Pixels | Samples]:
         """The media of `numbers` in their order, decoded by so many threads (whose work is done in C)."""
-        get: dict[str, Callable[[int], Pixels | Samples]]
-        get = {"p": self.picture, "r": self.picture, "s": self.sound, "w": self.sound}
+
+        def get(number: int) -> Pixels | Samples:
+            return self.picture(number) if self.kinds[number] in "pr" else self.sound(number)
+
         with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(lambda i: get[self.kinds[i]](i), numbers)
+            yield from pool.map(get, numbers)

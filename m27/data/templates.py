@@ -57,11 +57,11 @@ class Counting:
 
     def decode(self, codes: Tensor) -> Tensor:
         """There is nothing to decode."""
-        raise NotImplementedError("codes that are numbers cannot be decoded")
+        raise RuntimeError("codes that are numbers cannot be decoded")
 
     def stream(self) -> Any:
         """There is nothing to decode."""
-        raise NotImplementedError("codes that are numbers cannot be decoded")
+        raise RuntimeError("codes that are numbers cannot be decoded")
 
 
 class CountingPictures(Counting):
