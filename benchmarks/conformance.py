@@ -15,10 +15,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import conformance_choice, conformance_text
+from benchmarks import conformance_choice, conformance_distance, conformance_text
 from benchmarks.conformance_choice import GUESSED, Compared
 
-COMPARE = conformance_choice.COMPARE | conformance_text.COMPARE
+COMPARE = conformance_choice.COMPARE | conformance_text.COMPARE | conformance_distance.COMPARE
 
 
 def report(compared: Compared, shown: int) -> int:

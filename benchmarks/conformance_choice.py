@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import conformance_cases as cases
-from m27.eval.scorers import choice, mathvista, mmmu
+from m27.eval.scorers import choice, mathvista, mmau, mmmu
 
 Compared = Iterator[tuple[str, Any, Any, Any]]
 GUESSED = "guessed"
@@ -325,6 +325,25 @@ def compare_scienceqa(root: Path, n: int) -> Compared:
         if rng.random() < 0.6:
             reply = f"The answer is {rng.choice(list(known))}. {rng.choice([reply, ''])}"
         yield "scienceqa made-up", reply, theirs(reply), choice.scienceqa_letter(reply) or GUESSED
+
+
+def compare_mmau(root: Path, n: int) -> Compared:
+    """Made-up replies to the questions of the stored test-mini file, and to made-up ones."""
+    import re
+
+    official = taken(root / "evaluation.py", {"string_match"}, {"re": re})["string_match"]
+    rows = json.loads((root / "mmau-test-mini.json").read_text())
+    rng = random.Random(15)
+    for number in range(n):
+        row = rows[number % len(rows)]
+        choices, answer, name = row["choices"], row["answer"], "mmau, stored questions"
+        if number % 2:
+            choices = list(cases.options(rng, 4).values())
+            answer, name = rng.choice(choices), "mmau made-up"
+        reply = rng.choice(
+            [cases.chosen(rng, _letters(choices)), answer, f"It is {answer.lower()}.", " ".join(choices), ""]
+        )
+        yield name, [answer, reply, choices], official(answer, reply, choices), mmau.right(answer, reply, choices)
 
 
 COMPARE: dict[str, Callable[[Path, int], Compared]] = {

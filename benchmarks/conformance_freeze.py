@@ -2,7 +2,8 @@
 
     python -m benchmarks.conformance_freeze tests/eval/scorers/frozen.json NAME=CHECKOUT …
 
-for the scorers of `benchmarks.conformance`. Only made-up answers are kept, none of a repository.
+for the scorers of `benchmarks.conformance`. Only made-up answers are kept, none of a repository. What the file has of
+other scorers stays as it is; `captions` is a name, too, and `frechet` goes into `frozen_frechet.json` beside the file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conformance_cases
+from benchmarks import conformance_cases, conformance_distance
 from benchmarks.conformance import COMPARE
 
 EACH = 60  # cases kept of a set
@@ -47,11 +48,23 @@ def captions() -> dict[str, Any]:
 def main() -> int:
     """Write the file named first."""
     target, *told = sys.argv[1:]
-    frozen: dict[str, Any] = {"captions": captions()}
+    file = Path(target)
+    frozen: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for one in told:
         name, _, path = one.partition("=")
+        if name == "captions":
+            frozen["captions"] = captions()
+            continue
+        if name == "frechet":
+            text = json.dumps(conformance_distance.frozen())
+            file.with_name("frozen_frechet.json").write_text(text + "\n", encoding="utf-8")
+            continue
+        fresh: set[str] = set()
         for group, sample, theirs, _ in COMPARE[name](Path(path), 2 * EACH):
-            kept = frozen.setdefault(group, [])
+            if group not in fresh:
+                fresh.add(group)
+                frozen[group] = []
+            kept = frozen[group]
             if "made-up" in group and len(kept) < EACH:
                 kept.append([sample, theirs])
     frozen = {group: kept for group, kept in frozen.items() if kept}
@@ -64,7 +77,7 @@ def main() -> int:
         )
         for key, value in frozen.items()
     )
-    Path(target).write_text("{\n" + text + "\n}\n", encoding="utf-8")
+    file.write_text("{\n" + text + "\n}\n", encoding="utf-8")
     return 0
 
 

@@ -213,6 +213,9 @@ def cases() -> list[Case]:
             ]
         out += [
             Case("full, few tokens", DENSE, "whole", dtype=dtype, recompute=True, batch=1, length=64, documents=1),
+            Case("full, fused pass", DENSE, "fused", dtype=dtype),
+            Case("full, fused, long vocabulary", WIDE, "fused", dtype=dtype),
+            Case("full, fused, rows as maps", DENSE, "fused", rows="maps", dtype=dtype),
             Case("LoRA, fused pass", DENSE, "fused", "adapters", "maps", dtype=dtype),
             Case(
                 "LoRA, fused, long documents", DENSE, "fused", "adapters", "maps", dtype=dtype, batch=1,

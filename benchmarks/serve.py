@@ -6,8 +6,9 @@
 Each round asks the same requests in three ways, as many at once, each way with the same seed and so with as
 many tokens. "engine": by this process, between its steps, so that none ever waits for a step under way.
 "threads": by threads beside it, which is the same engine asked as anything must ask it that is not its own
-loop. "server": over HTTP, streamed, by clients that are woken by their first words and by the end: they run
-on the cores that the engine computes on, and their work is not the server's. Time to the first token, time
+loop. "server": over HTTP, streamed, by clients that are woken by their first words and by the end, whose requests
+were written before and whose answers are read afterwards: they run on the cores that the engine computes
+on, and their work is not the server's. Time to the first token, time
 between tokens, the whole; what the server adds is the difference of the medians of the whole, the median
 over rounds of that. None may fail, and none may be lost. Prints a table, writes JSON; exit status 1 where
 a request failed.
@@ -164,27 +165,34 @@ def _noted(start: float, timing: Timing, event: dict[str, Any]) -> bool:
 
 def over_http(url: str, requests: list[Asked], concurrent: int, tokens: int) -> list[Timing]:
     """The same over HTTP, one thread a client."""
-    waiting = deque(requests)
-    timings: list[Timing] = []
+    waiting = deque(_written(url, request, tokens) for request in requests)
+    answers: list[tuple[Timing, bytes]] = []
 
     def client() -> None:
         for request in _each(waiting):
-            timing = Timing()
-            timings.append(timing)
+            timing, told = Timing(), b""
             try:
-                _ask(url, request, tokens, timing)
-            except (OSError, ValueError, KeyError, IndexError) as error:
+                told = _ask(url, request, timing)
+            except OSError as error:
                 timing.fault = f"{type(error).__name__}: {error}"
+            answers.append((timing, told))
 
     clients = [threading.Thread(target=client) for _ in range(concurrent)]
     for thread in clients:
         thread.start()
     for thread in clients:
         thread.join()
-    return timings
+    for timing, told in answers:
+        if not timing.fault:
+            try:
+                timing.tokens = _tokens(told)
+            except (ValueError, KeyError, IndexError) as error:
+                timing.fault = f"{type(error).__name__}: {error}"
+    return [timing for timing, _ in answers]
 
 
-def _ask(url: str, request: Asked, tokens: int, timing: Timing) -> None:
+def _written(url: str, request: Asked, tokens: int) -> bytes:
+    """A request as it goes over the wire."""
     content: list[dict[str, Any]] = [{"type": "text", "text": request.text}]
     if request.picture is not None:
         data = "data:image/png;base64," + base64.b64encode(request.picture).decode("ascii")
@@ -198,25 +206,35 @@ def _ask(url: str, request: Asked, tokens: int, timing: Timing) -> None:
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
-    start, told = time.perf_counter(), bytearray()
+    return head.encode() + data
+
+
+def _ask(url: str, request: bytes, timing: Timing) -> bytes:
+    """Send a request and note when its words come; what came."""
+    parts, told, start = urlsplit(url), bytearray(), time.perf_counter()
     with socket.create_connection((parts.hostname, parts.port), timeout=600) as link:
-        link.sendall(head.encode() + data)
+        link.sendall(request)
         while piece := link.recv(_MORE):
             told += piece
             if not timing.first and _WORDS_CAME.search(told):
                 timing.first = time.perf_counter() - start
                 link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _MORE)
-    timing.whole = time.perf_counter() - start
-    status, _, rest = bytes(told).partition(b"\r\n\r\n")
+        timing.whole = time.perf_counter() - start
+    return bytes(told)
+
+
+def _tokens(told: bytes) -> int:
+    """How many tokens an answer says that it has. Raises ValueError where it is none, or not whole."""
+    status, _, rest = told.partition(b"\r\n\r\n")
     if not status.startswith(b"HTTP/1.1 200 "):
         raise ValueError(f"{status[:40]!r}: {rest[:200]!r}")
     messages = [line[6:] for line in rest.splitlines() if line.startswith(b"data: ")]
-    if messages[-1] != b"[DONE]":
+    if not messages or messages[-1] != b"[DONE]":
         raise ValueError("the answer broke off")
     chunks = [json.loads(message) for message in messages[:-1]]
     if "error" in chunks[-1]:
         raise ValueError(chunks[-1]["error"]["message"])
-    timing.tokens = chunks[-1]["usage"]["completion_tokens"]
+    return int(chunks[-1]["usage"]["completion_tokens"])
 
 
 def summary(timings: list[Timing], seconds: float) -> dict[str, float]:

@@ -184,7 +184,7 @@ def peak(rounds: int = 3) -> dict[str, float]:
     products = choose(torch.bfloat16, torch.device("cpu"), True)
     if isinstance(products, HalfProducts):
         x, w = torch.randn(size, size).bfloat16(), torch.randn(size, size)
-        found["float16, our own"] = _rate(lambda: products.linear(x, w), size, rounds)
+        found[f"{products.half.kind}, our own"] = _rate(lambda: products.linear(x, w), size, rounds)
     return found
 
 

@@ -161,21 +161,20 @@ def compiled_library(name: str, compiler: str, flags: Sequence[str], sources: Se
     key = hashlib.sha256("\0".join((*flags, compiler, _version(compiler))).encode())
     for source in sources:
         key.update(source.read_bytes())
-    path = _library_folder() / f"{name}-{key.hexdigest()[:16]}.so"
+    path = cache_folder() / "cpu" / f"{name}-{key.hexdigest()[:16]}.so"
     if not path.is_file():
         _compile(compiler, flags, sources[-1], path)
     return path
 
 
-def _library_folder() -> Path:
+def cache_folder() -> Path:
+    """`$M27_CACHE`, the checkout's `.cache/m27` where that can be written, else `~/.cache/m27`."""
     named, checkout = os.environ.get("M27_CACHE"), Path(__file__).resolve().parents[1]
     if named:
-        root = Path(named)
-    elif (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
-        root = checkout / ".cache" / "m27"
-    else:
-        root = Path.home() / ".cache" / "m27"
-    return root / "cpu"
+        return Path(named)
+    if (checkout / "pyproject.toml").is_file() and os.access(checkout, os.W_OK):
+        return checkout / ".cache" / "m27"
+    return Path.home() / ".cache" / "m27"
 
 
 def _compile(compiler: str, flags: Sequence[str], source: Path, path: Path) -> None:

@@ -17,12 +17,16 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from m27 import runtime
+from m27.cli.bench import memory
 from m27.cli.console import InputError
 from m27.codec.media import write_atomic
 from m27.data.loader import MEDIA
@@ -116,7 +120,7 @@ def run(config: FinetuneConfig, say: Say = print) -> dict[str, Any] | None:
 
     Raises InputError and the rooms' typed errors.
     """
-    base, out = Path(config.base), Path(config.out)
+    base, out, started = Path(config.base), Path(config.out), time.monotonic()
     begun = _begun(config, base, out)
     if begun is not None:
         say(f"{out}: was trained before; these are its figures")
@@ -130,7 +134,7 @@ def run(config: FinetuneConfig, say: Say = print) -> dict[str, Any] | None:
     processor = Processor.load(base)
     given = Given(
         [Path(name) for name in config.data], config.kind, config.direction, config.prompt, config.val,
-        config.seed, max_tokens, config.skip_bad,
+        config.seed, max_tokens, config.skip_bad, runtime.set_threads(config.threads),
     )  # fmt: skip
     prepared = finetune_data.prepare(given, processor, base, out / "data")
     for note in prepared.notes:
@@ -140,7 +144,10 @@ def run(config: FinetuneConfig, say: Say = print) -> dict[str, Any] | None:
     say(_described(config, settings, prepared))
     device, dtype = prepare_machine(settings)
     decoder, rows = _open(settings, base, device, dtype)
-    before = _measure(decoder, rows, prepared, dtype, "before")
+    made_of = [prepared.digest, weights_revision(base), str(dtype), config.method]
+    measure = partial(_measure, decoder, rows, prepared, dtype, "before")
+    before = kept(out / "run" / "before.json", made_of, measure)
+    del measure  # it holds the decoder
     trainer = Trainer(settings, decoder, rows, prepared.train, out / "run")
     result = trainer.run()
     if not result.finished:
@@ -167,6 +174,11 @@ def run(config: FinetuneConfig, say: Say = print) -> dict[str, Any] | None:
         "answers": finetune_answers.compare(config, prepared.held_documents, base, out),
     }
     results["warnings"] = warnings(results)
+    results["cost"] = {
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "processor_minutes": round(time.process_time() / 60, 1), "threads": torch.get_num_threads(),
+        "peak_mb": memory()[1],
+    }  # fmt: skip
     write_atomic(out / "README.md", finetune_card.card(results).encode())
     write_atomic(out / "results.json", (json.dumps(results, indent=2) + "\n").encode())
     return results
@@ -187,7 +199,6 @@ def _told(
         },
         "training": {
             "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 1),
-            "processor_seconds": round(time.process_time(), 1),
         },
         "settings": {
             **dataclasses.asdict(config), "lr": settings.optim.lr, "steps": settings.steps,
@@ -293,6 +304,20 @@ def _measure(
             decoder, prepared.regression, dtype, label=f"regression set {when}", rows_VD=rows.table_VD
         )
     return out
+
+
+def kept(path: Path, made_of: list[str], measure: Callable[[], dict[str, Losses]]) -> dict[str, Losses]:
+    """What `measure` gives, from `path` where an earlier call left it there, made of the same."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["made of"] == made_of:
+            return {name: Losses(*map(np.array, both)) for name, both in held["losses"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or not whole: measured again
+    found = measure()
+    losses = {name: [one.sums.tolist(), one.counts.tolist()] for name, one in found.items()}
+    write_atomic(path, json.dumps({"made of": made_of, "losses": losses}).encode())
+    return found
 
 
 def _by_medium(before: Losses, after: Losses, seed: int) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def card(results: dict[str, Any]) -> str:
         f"to train on, {data['held_out']:,} held out, {data['skipped']:,} left out; "
         f"hash {data['hash']}."),
         (f"Length: {training['steps']:,} steps, {training['tokens']:,} tokens, "
-        f"{training['seconds'] / 60:.1f} minutes."), "",
+        f"{training['seconds'] / 60:.1f} minutes."),
+        (f"With the figures below, the call that ended it took {results['cost']['minutes']} minutes "
+        f"({results['cost']['processor_minutes']} of a processor) and {results['cost']['peak_mb']:,} MB."), "",
         "## On held-out records", "",
         *_losses(held), "",
         *_answers(results["answers"]),

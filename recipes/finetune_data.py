@@ -25,11 +25,13 @@ from m27.codec.media import write_atomic
 from m27.data import importers
 from m27.data.build import ShardError, build, is_current
 from m27.data.check import BadRecordsError, Report, usable
+from m27.data.coded import CodeCache, Coder
 from m27.data.mixture import Corpus
 from m27.data.regression import NAME, unpack
 from m27.data.sources.base import Document
 from m27.data.split import content, split
 from m27.language.processor import Processor
+from m27.runtime import cache_folder
 
 TASK = "finetune"
 SHOWN = 200  # bad records that are named; the rest are counted
@@ -47,6 +49,7 @@ class Given:
     seed: int = 0
     max_tokens: int = 2048
     skip_bad: bool = False
+    threads: int = 1  # pictures and sounds are coded by as many workers
 
 
 @dataclass
@@ -77,6 +80,7 @@ def prepare(given: Given, processor: Processor, base: Path, folder: Path) -> Pre
             raise InputError("all records show the same thing, so none can be held out; give --val FILE")
     given_digest = digest(train, held)
     shards: list[Corpus] = []
+    coder = Coder(processor, CodeCache(cache_folder() / "codes"), given.threads)
     noted = folder / "source.json"
     same = noted.is_file() and json.loads(noted.read_text(encoding="utf-8")) == given_digest
     for name, side in (("train", train), ("held-out", held)):
@@ -87,6 +91,7 @@ def prepare(given: Given, processor: Processor, base: Path, folder: Path) -> Pre
             meta = build(
                 ({**document, "task": TASK} for document in side), processor, folder / name,
                 max_tokens=given.max_tokens, total=len(side), label=f"tokens ({name})",
+                coder=coder,
             )  # fmt: skip
         except ShardError as error:
             raise InputError(str(error)) from None

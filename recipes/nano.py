@@ -43,8 +43,8 @@ from m27.train import checkpoint
 from m27.train.loop import Result, Trainer, prepare_machine
 from m27.train.rows import Rows, fit_code_map
 from m27.train.settings import SettingError, TrainConfig, change
-from recipes import base, replay, watching
-from recipes.stages import CHAIN, STAGES, NanoRecipe, on_gpu
+from recipes import base, replay, template_shards, watching
+from recipes.stages import CHAIN, STAGES, NanoRecipe, bounded, on_gpu
 
 CODECS = ("image_codec.safetensors", "audio_codec.safetensors")
 # Captions that begin the code maps near words (see `fit_code_map`), by medium.
@@ -79,6 +79,8 @@ def build_source(recipe: NanoRecipe, name: str) -> str:
     """Build the shard of one source unless it is current; a line that says what it holds."""
     torch.set_num_threads(1)
     processor = Processor.load(recipe.out)
+    if recipe.templates:
+        return template_shards.build(recipe, name, processor)
     codec: Any = processor.image_codec
     if codec is not None:  # a quarter faster on CPUs, the same codes but for near-ties
         codec.to(memory_format=torch.channels_last)
@@ -92,6 +94,11 @@ def build_source(recipe: NanoRecipe, name: str) -> str:
         )  # fmt: skip
     except Exception as error:  # one source must not cost the others their hour
         return f"{name}: FAILED: {type(error).__name__}: {error}"
+    return told(name, meta)
+
+
+def told(name: str, meta: dict[str, Any]) -> str:
+    """A line that says what a shard holds, and why something was left out."""
     faults = ", ".join(f"{meta[key]} {key}" for key in ("broken", "long", "empty") if meta[key])
     return (
         f"{name}: {meta['documents']:,} documents, {meta['tokens']:,} tokens"
@@ -117,9 +124,10 @@ def build(recipe: NanoRecipe, only: Sequence[str] = (), jobs: int = 2) -> bool:
 
 
 def open_corpus(recipe: NanoRecipe) -> Corpus:
-    """All shards of the recipe's sources that have been built."""
-    folders = [recipe.shards / n for n in recipe.sources if (recipe.shards / n).is_dir()]
-    return Corpus(folders)
+    """All shards of the recipe's sources that have been built, in parts (NAME-1 and on) too."""
+    found = [recipe.shards / n for n in recipe.sources if (recipe.shards / n).is_dir()]
+    parts = [p for n in recipe.sources for p in sorted(recipe.shards.glob(f"{n}-[0-9]*"))]
+    return Corpus([*found, *parts])
 
 
 def fitting(config: TrainConfig, corpus: Corpus) -> TrainConfig:
@@ -187,6 +195,7 @@ def open_trainer(recipe: NanoRecipe, decoder: Decoder | None = None) -> Trainer:
     device, dtype = prepare_machine(config)
     corpus = open_corpus(recipe)
     config = fitting(config, corpus)
+    config = bounded(config, corpus.tokens_by_task(), recipe.tokens, recipe.epochs)
     decoder = (decoder or base.text_decoder(base.open_gguf())).to(device)
     rows = Rows(
         decoder.model.embed_tokens.weight, CONTROL_SLOTS, base.IMAGE_LEVELS, base.AUDIO_LEVELS,
@@ -297,7 +306,7 @@ def adjusted(recipe: NanoRecipe, given: argparse.Namespace) -> NanoRecipe:
     recipe = replace(
         recipe, train=run, out=given.out or recipe.out, shards=given.shards or recipe.shards,
         runs=given.runs or recipe.runs, codecs=given.codecs or recipe.codecs,
-        warm_start=not given.no_warm_start,
+        warm_start=not given.no_warm_start, templates=given.templates,
     )  # fmt: skip
     if not 0.0 < given.share <= 1.0:
         raise SettingError(f"--share must lie in (0, 1], not {given.share:g}")
@@ -336,6 +345,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--share", type=float, default=1.0, help="of each source's documents, for a short run"
     )
     parser.add_argument("--no-warm-start", action="store_true")
+    parser.add_argument(
+        "--templates",
+        action="store_true",
+        help="`build`: codes come later, from codecs still to be trained",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="of TrainConfig"
     )

@@ -38,6 +38,11 @@ class NanoRecipe:
     warm_start: bool = True
     begin: Sequence[str] = ()
     shipped: bool = True
+    tokens: float = 0.0  # of the whole run, as expected; 0: not known
+    epochs: float = 5.0  # a task is gone through at most so often, where `tokens` is known
+    templates: bool = (
+        False  # shards are built with numbers where codes go, see `m27.data.templates`
+    )
 
 
 SOURCES: Mapping[str, int] = {
@@ -82,7 +87,8 @@ WHOLE_SOURCES: Mapping[str, int] = {
     "triples": 4_000, "heard_pictures": 3_000, "instruments": 9_000, "spoken_words": 1_500,
     "spoken_digits": 3_000, "speech": 16_000, "kokoro": 8_000, "environment": 4_000, "soundscapes": 4_000,
     "replay": 1_200, "texts": 10_000, "asked": 36_000,
-    "more_speech": 60_000,  # after the weights of 2026-11-26, which had neither it nor fashion and quickdraw
+    # After the weights of 2026-11-26, which had neither these nor fashion and quickdraw.
+    "more_emoji": 9_000, "more_speech": 60_000,
 }  # fmt: skip
 WHOLE: Mapping[str, float] = {
     # picture to words
@@ -196,12 +202,42 @@ def whole() -> NanoRecipe:
             lr=1e-3, map_lr=5e-4, control_lr=5e-4, schedule="cosine", warmup=0.04, floor=0.02,
         ),
     )  # fmt: skip
-    return NanoRecipe(train, WHOLE_SOURCES, shards=Path(".cache/shards/whole"))
+    return NanoRecipe(train, WHOLE_SOURCES, shards=Path(".cache/shards/whole"), tokens=80e6)
 
 
 STAGES: Mapping[str, Callable[[], NanoRecipe]] = {
     "whole": whole, "projections": projections, "joint": joint, "sft": sft, "asked": asked,
 }  # fmt: skip
+
+
+def bounded(
+    config: TrainConfig, held: Mapping[str, int], tokens: float, epochs: float
+) -> TrainConfig:
+    """The run with no share larger than `epochs` times what there is of a task, in a run of `tokens`; the others
+    grow. What is gone through more often is learned by heart (docs/LOG.md, the fourth training).
+
+    `held`: tokens of each task in the shards. Nothing changes where `tokens` is 0, or where all would be too large.
+    """
+    shares = {n: s for n, s in (config.data.tasks or {}).items() if s > 0 and n in held}
+    if tokens <= 0 or not shares:
+        return config
+    whole = sum(shares.values())
+    most = {n: epochs * held[n] / tokens for n in shares}
+    if sum(most.values()) <= 1:
+        return config
+    kept: dict[str, float] = {}
+    free = {n: s / whole for n, s in shares.items()}
+    while True:
+        room = 1 - sum(kept.values())
+        total = sum(free.values())
+        over = [n for n, s in free.items() if s / total * room > most[n]]
+        if not over:
+            break
+        for name in over:
+            kept[name] = most[name]
+            del free[name]
+    tasks = kept | {n: s / total * room for n, s in free.items()}
+    return replace(config, data=replace(config.data, tasks={n: tasks[n] for n in shares}))
 
 
 # The stages that follow one another where nothing else is asked for; `whole` stands for all of them on a GPU.
@@ -217,7 +253,10 @@ def on_gpu(recipe: NanoRecipe) -> NanoRecipe:
     if run.device == "cuda":
         return recipe
     optim = replace(
-        run.optim, lr=2 * run.optim.lr, map_lr=2 * run.optim.map_lr, control_lr=2 * run.optim.control_lr
+        run.optim,
+        lr=2 * run.optim.lr,
+        map_lr=2 * run.optim.map_lr,
+        control_lr=2 * run.optim.control_lr,
     )
     data = replace(run.data, row=2048, rows=32, pool=1024)
     return replace(recipe, train=replace(run, device="cuda", data=data, optim=optim))

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.peers import install
 from benchmarks.peers.process import Process
+from m27.runtime import cpu_flags
 
 ALL = ("one", "many", "score")
 
@@ -84,6 +85,9 @@ def _vllm(dtype: str) -> Callable[[Path], tuple[Path, dict[str, Any], dict[str, 
     return prepare
 
 
+# Peers that compute in bfloat16 are asked by themselves only where the processor multiplies in it.
+BFLOAT16 = bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
 CONTENDERS = (
     *(Contender("m27", kind, "ours", _here(precision=kind)) for kind in ("int4", "int8")),
     Contender("m27", "bfloat16", "ours", _here(precision="bfloat16")),
@@ -103,7 +107,7 @@ CONTENDERS = (
     ),
     *(Contender("OpenVINO", kind, "openvino", _openvino(kind)) for kind in install.OPENVINO),
     Contender("vLLM", "float32", "vllm", _vllm("float32"), ("one", "many")),
-    Contender("vLLM", "bfloat16", "vllm", _vllm("bfloat16"), ("one", "many"), False),
+    Contender("vLLM", "bfloat16", "vllm", _vllm("bfloat16"), ("one", "many"), BFLOAT16),
     Contender("transformers", "float32", "transformers", _here(dtype="float32")),
     Contender(
         "transformers", "continuous", "transformers", _here(dtype="float32", continuous=True),
@@ -113,7 +117,7 @@ CONTENDERS = (
         "transformers", "compiled", "transformers", _here(dtype="float32", compile=True),
         ("one",), False,
     ),
-    Contender("transformers", "bfloat16", "transformers", _here(dtype="bfloat16"), ALL, False),
+    Contender("transformers", "bfloat16", "transformers", _here(dtype="bfloat16"), ALL, BFLOAT16),
     Contender("naive", "float32", "naive", _here(), ("one", "score"), False),
 )  # fmt: skip
 

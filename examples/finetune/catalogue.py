@@ -4,9 +4,10 @@
     m27 finetune out/catalogue/train.json --val out/catalogue/test.json --epochs 2 \
         --answers 120 --out out/finetune/catalogue
 
-The photographs are the Grocery Store data set (MIT; Klasson et al. 2019): five of each of 81 products to train
-on, and 120 of its test file. A record is {"product", "kind", "aisle"}. `m27 finetune` says itself how many records
-are JSON and how many fields are right; `--measure` adds what the base knows when it is asked in its own way.
+The photographs are the Grocery Store data set (MIT; Klasson et al. 2019): six of each of 81 products to train
+on, and 120 of its test file. A record is {"kind", "aisle", "product"}. `m27 finetune` says itself how many records
+are JSON and how many fields are right; `--measure` adds what the base knows when it is asked in its own way, and
+what always writing the commonest value gives.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from m27.data.sources.base import split
 from m27.eval.score import normalise, wilson
 
 OUT = Path("out/catalogue")
-EACH, TEST = 5, 120
-QUESTION = "Write the catalogue entry."
+EACH, TEST = 6, 120
+QUESTION = "What is this? Write the catalogue entry."
 FRUIT = set(
     "apple avocado banana kiwi lemon lime mango melon nectarine orange papaya peach pear pineapple plum "
     "pomegranate satsuma".split()
@@ -36,7 +37,9 @@ def entry(item) -> dict[str, str]:
     """The catalogue's entry of a photograph."""
     kind = item.text
     aisle = SHELF.get(kind, "fruit" if kind in FRUIT else "vegetables")
-    return {"product": item.meta["name"], "kind": kind, "aisle": aisle}
+    # From what is plain to see to what is not: a field is written with those before it in view, so an error
+    # in the product would carry over into the kind.
+    return {"kind": kind, "aisle": aisle, "product": item.meta["name"]}
 
 
 def make(out: Path) -> None:
@@ -89,6 +92,19 @@ def measure(folder: Path, out: Path, model: str) -> None:
     low, high = wilson(right, len(kinds))
     print(f"the base, asked what this is, names the kind of {right} of {len(kinds)} ({low:.1%} to {high:.1%})")
     measured = {"kind named by the base": {"right": right, "n": len(kinds), "interval": [low, high]}}
+    entries = {
+        side: [
+            json.loads(r["conversations"][1]["value"])
+            for r in json.loads((out / f"{side}.json").read_text(encoding="utf-8"))
+        ]
+        for side in ("train", "test")
+    }
+    for field in ("kind", "aisle", "product"):
+        always = Counter(entry[field] for entry in entries["train"]).most_common(1)[0][0]
+        right = sum(entry[field] == always for entry in entries["test"])
+        low, high = wilson(right, len(kinds))
+        print(f"{field}: always {always!r} is right in {right} of {len(kinds)} ({low:.1%} to {high:.1%})")
+        measured[f"{field}, always the commonest"] = {"right": right, "n": len(kinds), "interval": [low, high]}
     (folder / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
 
 

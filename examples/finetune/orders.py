@@ -2,12 +2,12 @@
 
     python -m examples.finetune.orders
     m27 finetune out/orders/train --direction transcribe --prompt "What is ordered?" \
-        --val out/orders/test --epochs 2 --answers 120 --out out/finetune/orders
+        --val out/orders/test --epochs 2 --lr 1e-3 --answers 120 --out out/finetune/orders
     python -m examples.finetune.orders --measure out/finetune/orders
 
 The recordings are the speech-to-intent benchmark of Picovoice (Apache-2.0), 499 to train on and 120 held out.
 The text is what was ordered ("iced mocha, dark roast, double shot"), not a transcript. `--measure` counts how
-many orders name the right drink, and how many of all details are right.
+many orders name the right drink, how many of all details are found and right, and what guessing would give.
 """
 
 import argparse
@@ -43,28 +43,34 @@ def details(text: str) -> list[str]:
     return [part.strip() for part in text.lower().split(",") if part.strip()]
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, out: Path) -> None:
     """Mark the answers that `m27 finetune` left in answers.jsonl; write measured.json."""
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    drinks = Counter(details(row["answer"])[0] for row in rows)
-    constant = drinks.most_common(1)[0][1]
-    measured = {"best constant drink": {"right": constant, "n": len(rows)}}
-    for when in ("before", "after"):
-        right = sum(details(row["answer"])[0] == (details(row[when]) or [""])[0] for row in rows)
-        shared = sum(
-            len(set(details(row["answer"])) & set(details(row[when]))) for row in rows
-        )
-        asked = sum(len(set(details(row["answer"]))) for row in rows)
-        given = sum(len(set(details(row[when]))) for row in rows)
-        measured[f"drink {when}"] = {"right": right, "n": len(rows)}
-        measured[f"details found {when}"] = {"right": shared, "n": asked}
-        measured[f"details right {when}"] = {"right": shared, "n": given}
-    for name, row in measured.items():
-        low, high = wilson(row["right"], row["n"])
-        row["interval"] = [low, high]
-        print(f"{name}: {row['right']} of {row['n']} ({low:.1%} to {high:.1%})")
-    (folder / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
+    commonest = common(out / "train")
+    measured = {}
+    for when in ("always the commonest", "before", "after"):
+        given = [commonest if when not in row else details(row[when]) for row in rows]
+        asked = [details(row["answer"]) for row in rows]
+        pairs = list(zip(asked, given, strict=True))
+        shared = sum(len(set(a) & set(g)) for a, g in pairs)
+        measured[f"drink, {when}"] = sum(a[0] == (g or [""])[0] for a, g in pairs), len(rows)
+        measured[f"whole orders, {when}"] = sum(set(a) == set(g) for a, g in pairs), len(rows)
+        measured[f"details found, {when}"] = shared, sum(len(set(a)) for a in asked)
+        measured[f"details right, {when}"] = shared, max(1, sum(len(set(g)) for g in given))
+    found = {}
+    for name, (right, n) in measured.items():
+        low, high = wilson(right, n)
+        found[name] = {"right": right, "n": n, "interval": [round(low, 4), round(high, 4)]}
+        print(f"{name}: {right} of {n} ({low:.1%} to {high:.1%})")
+    (folder / "measured.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def common(folder: Path) -> list[str]:
+    """The order that guesses best without listening: of drinks and of other details the commonest."""
+    orders = [details(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.txt"))]
+    drink = Counter(order[0] for order in orders).most_common(1)[0][0]
+    return [drink, Counter(part for order in orders for part in order[1:]).most_common(1)[0][0]]
 
 
 def main() -> None:
@@ -74,7 +80,7 @@ def main() -> None:
     parser.add_argument("--measure", type=Path, help="the adapter's folder")
     given = parser.parse_args()
     if given.measure is not None:
-        measure(given.measure)
+        measure(given.measure, given.out)
     else:
         make(given.out)
 

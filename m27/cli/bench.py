@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from m27.cli.console import (
+    AdapterOption,
     InputError,
     ModelOption,
     PrecisionOption,
@@ -44,6 +45,7 @@ class What(StrEnum):
 def bench(
     model: ModelOption,
     what: Annotated[list[What] | None, typer.Argument(help="Default: all of them.")] = None,
+    adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt of decode and prefill.")] = 512,
@@ -69,7 +71,7 @@ def bench(
     with busy("loading"):
         # Every run computes its prompt: what an earlier one left must not be found.
         limits = Limits(reuse=False)
-        engine = Engine.load(model, precision=precision, threads=threads, limits=limits)
+        engine = Engine.load(model, precision=precision, threads=threads, limits=limits, adapter=adapter)
     loaded = time.perf_counter() - began
     measures: dict[What, Callable[[], Figures]] = {
         What.decode: lambda: decode(engine, prompt, tokens),
@@ -88,7 +90,8 @@ def bench(
         getattr(engine, "close", lambda: None)()
     resident, peak = memory()
     result: dict[str, Any] = {
-        "model": str(model), **{k: facts[k] for k in sorted(facts)}, "runs": runs,
+        "model": str(model), "adapter": None if adapter is None else str(adapter),
+        **{k: facts[k] for k in sorted(facts)}, "runs": runs,
         "load_seconds": round(loaded, 3), **found, "resident_mb": resident, "peak_mb": peak,
     }  # fmt: skip
     if as_json:

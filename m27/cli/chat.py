@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from m27.infer.remote import RemoteEngine
     from m27.infer.request import Request
 
-ADAPTER = "adapter"  # what the engine calls the one that was given
 HELP = "/image FILE  /audio FILE  /reset  /quit"
 
 
@@ -93,7 +92,6 @@ def chat(
         guidance=guidance,
         seed=seed,
         temperature=temperature,
-        adapter=None if adapter is None else ADAPTER,
     )
     # Files are read before the weights are: a wrong name is told at once.
     parts = [read_part("image", p, letterbox) for p in image or []]
@@ -128,17 +126,11 @@ def connect(folder: Path, urls: list[str]) -> "RemoteEngine":
 def load(
     folder: Path, precision: str = "auto", threads: int = 0, adapter: Path | None = None
 ) -> "Engine":
-    """The engine of a model folder, with a sign of life while it loads; an adapter goes by `ADAPTER`."""
+    """The engine of a model folder, with a sign of life while it loads and answers with the adapter."""
     with busy("loading the weights"):
-        from m27.infer.adapters import read_adapter
         from m27.infer.engine import Engine
 
-        # Read first: a wrong folder is told at once.
-        read = None if adapter is None else read_adapter(adapter, ADAPTER)
-        engine = Engine.load(folder, precision=precision, threads=threads)
-        if read is not None:
-            engine.add_adapter(ADAPTER, read)
-        return engine
+        return Engine.load(folder, precision=precision, threads=threads, adapter=adapter)
 
 
 def read_part(kind: str, path: Path, letterbox: bool = False) -> dict[str, Any]:

@@ -68,9 +68,10 @@ def compare(
     from m27.eval.answerers import open_model
     from m27.eval.ask import ask
     from m27.eval.compare.write import write
+    from m27.eval.judge import strict
 
     names = dict(zip(_labels(models), models, strict=True))
-    grader = open_model(own_set.named(judge), settings) if judge else None
+    grader = open_model(own_set.named(judge), strict(settings)) if judge else None
     results: dict[str, list[Result]] = {}
     for label, name in names.items():
         model = open_model(own_set.named(name), settings)

@@ -55,6 +55,10 @@ PrecisionOption = Annotated[
     str, typer.Option(help="Of the weights: auto, float32, bfloat16, int8 or int4.")
 ]
 
+AdapterOption = Annotated[
+    Path | None, typer.Option("--adapter", help="Folder of a LoRA adapter to answer with.")
+]
+
 ThreadsOption = Annotated[int, typer.Option("--threads", help="0 for every core.", min=0)]
 
 

@@ -7,6 +7,7 @@ import typer
 
 from m27.cli.console import (
     CHECKOUT,
+    AdapterOption,
     InputError,
     PrecisionOption,
     ThreadsOption,
@@ -28,6 +29,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Which samples, and what is drawn.")] = 0,
     batch: Annotated[int, typer.Option(help="Questions answered together.")] = 32,
     jobs: Annotated[int, typer.Option(help="Tasks measured at once, a thread each.")] = 1,
+    adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = 0,
     resume: Annotated[bool, typer.Option(help="Keep the rows that the folder has.")] = False,
@@ -38,10 +40,17 @@ def evaluate(
         str, typer.Option(help="Who is asked one's own set: a folder, hf:NAME, openai:NAME@BASE_URL, stored:FILE.")
     ] = "nano",
     metric: Annotated[
-        str | None, typer.Option(help="Own set: exact (the default), contains, cider, wer or judge.")
+        str | None, typer.Option(help="Own set: exact (the default), contains, cider, wer, judge; two sets: fid, fad.")
     ] = None,
     form: Annotated[str, typer.Option(help="Own set: how it is read, by the name of a task.")] = "records",
     judge: Annotated[str | None, typer.Option(help="Own set: the model that grades, named as --model.")] = None,
+    rival: Annotated[
+        str | None, typer.Option(help="Interleaved: whose answers are compared; by default the set's own.")
+    ] = None,
+    coherence: Annotated[
+        str | None, typer.Option(help="Interleaved: nano or hf:CLIP, which says whether pictures fit the words.")
+    ] = None,
+    media: Annotated[str, typer.Option(help="Interleaved: what answers may hold.")] = "text,image",
     max_tokens: Annotated[int, typer.Option(help="Own set: tokens an answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="Own set: 0 for the likeliest answer.")] = 0.0,
     seeds: Annotated[int, typer.Option(help="Own set: ask with so many seeds, from --seed on.")] = 1,
@@ -53,23 +62,49 @@ def evaluate(
     ] = None,
     fewshot: Annotated[int | None, typer.Option(help="Harness: examples before each question.", min=0)] = None,
     chat: Annotated[bool, typer.Option(help="Harness: put prompts as conversations.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Real pictures or sounds (or features of them), for fid and fad of a folder.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Two sets: a TorchScript file that looks or listens.")] = None,
+    resize: Annotated[int | None, typer.Option(help="Two sets: pictures to so many pixels, before.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="--form geneval: the model of transformers that finds objects.")
+    ] = None,
+    colours: Annotated[str | None, typer.Option(help="--form geneval: a CLIP that says their colours.")] = None,
 ) -> None:
     """Score a model on inputs it has not seen, with intervals and baselines; or any model on one's own questions.
 
     Of one's own set (any form that `m27 data check` takes) the assistant's last turn is the right answer.
     """
+    if against is not None:
+        from m27.cli import two_sets
+
+        two_sets.evaluate(Path(what), against, metric, encoder, resize, samples, out)
+        return
+    if encoder or resize:
+        raise InputError("--encoder and --resize go with --against")
+    if (detector or colours) and form != "geneval":
+        raise InputError("--detector and --colours go with --form geneval")
     if harness is not None or not is_model(what):
         if harness is None and not Path(what).exists():
             raise InputError(f"{what}: no such model, file or folder")
-        from m27.cli import own_set
+        from m27.cli import drawn, interleaved_set, own_set
         from m27.cli.harness import evaluate as through
 
         wishes = own_set.Wishes(
             model, metric, judge, max_tokens, temperature, seed, seeds, samples, at_once, precision, threads, key,
-            fresh, form,
+            fresh, form, adapter,
         )  # fmt: skip
         if harness is not None:
             through(what, harness, wishes, out, fewshot, chat)
+            return
+        if form in interleaved_set.NAMES:
+            interleaved_set.evaluate(Path(what), wishes, out, rival, coherence, media)
+            return
+        if rival or coherence:
+            raise InputError(f"--rival and --coherence are for --form {', '.join(interleaved_set.NAMES)}")
+        if form == "geneval":
+            drawn.evaluate(Path(what), detector, colours, wishes, out)
         else:
             own_set.evaluate(Path(what), wishes, out)
         return
@@ -94,6 +129,7 @@ def evaluate(
     rows = run(
         folder, only=task or (), samples=samples, validity=validity, seed=seed, batch=batch,
         jobs=jobs, resume=resume, out=out, precision=precision, threads=threads,
+        adapter=adapter,
     )  # fmt: skip
     if failed := [row for row in rows if row.note.startswith(FAILED)]:
         raise InputError(f"{failed[0].task} {failed[0].note} ({len(failed)} of {len(rows)} tasks)")

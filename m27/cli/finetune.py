@@ -1,5 +1,6 @@
 """`m27 finetune`: a user's records → an adapter, measured before and after."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,6 +78,8 @@ def finetune(
     for path in data:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
+    # Before torch is imported, whose threads read it once: an idle thread that spins takes time from the working one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from recipes.finetune import FinetuneConfig, run
 
     where = out or Path("out/finetune") / data[0].resolve().stem
@@ -107,6 +110,11 @@ def report(results: dict[str, Any], out: Path) -> None:
     for name, after in results["answers"].get("after", {}).items():
         before = results["answers"]["before"][name]
         print(f"answers, {name}: {before['share']:.1%} → {after['share']:.1%} of {after['n']}")
+    cost = results["cost"]
+    print(
+        f"this call took {cost['minutes']} minutes ({cost['processor_minutes']} of a processor) and "
+        f"{cost['peak_mb']:,} MB"
+    )
     for warning in results["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
     if results["method"] == "full":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ class Wishes:
     key: str = "OPENAI_API_KEY"
     fresh: bool = False
     form: str = "records"
+    adapter: Path | None = None
 
 
 def named(model: str) -> str:
@@ -51,12 +52,16 @@ def evaluate(data: Path, wishes: Wishes, out: Path | None) -> None:
     """Run it, and print the row and where the answers are."""
     from m27.eval.answerers import open_model
     from m27.eval.ask import ask
+    from m27.eval.judge import strict
 
     check(wishes)
     plan, settings = prepared(data, wishes)
-    judge = open_model(named(wishes.judge), settings) if wishes.judge else None
+    asker = strict(replace(settings, adapter=None))
+    judge = open_model(named(wishes.judge), asker) if wishes.judge else None
     model = open_model(named(wishes.model), settings)
     folder = out or Path("out/eval") / f"{slug(data.stem)}-{plan.metric.name}-{slug(wishes.model)}"
+    if out is None and wishes.adapter is not None:
+        folder = folder.with_name(f"{folder.name}-{slug(wishes.adapter.resolve().name)}")
     try:
         ask(plan, model, folder, judge=judge, fresh=wishes.fresh)
     finally:
@@ -72,6 +77,8 @@ def check(wishes: Wishes) -> None:
     ):  # fmt: skip
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
+    if wishes.adapter is not None and wishes.model.startswith(("hf:", "openai:", "stored:")):
+        raise InputError(f"--adapter: goes with a folder of weights, not with {wishes.model}")
     if wishes.temperature < 0:
         raise InputError(f"--temperature must be at least 0, not {wishes.temperature:g}")
     if wishes.seeds > 1 and wishes.temperature == 0:
@@ -103,6 +110,7 @@ def prepared(data: Path, wishes: Wishes) -> tuple[Plan, Settings]:
         data.name, samples, metric, revision, tuple(seeds), wishes.max_tokens, wishes.temperature
     )
     settings = Settings(
-        wishes.max_tokens, wishes.temperature, wishes.at_once, wishes.precision, wishes.threads, key=wishes.key
-    )
+        wishes.max_tokens, wishes.temperature, wishes.at_once, wishes.precision, wishes.threads, key=wishes.key,
+        adapter=None if wishes.adapter is None else str(wishes.adapter),
+    )  # fmt: skip
     return plan, settings

@@ -13,6 +13,7 @@ from m27.cli.console import (
     ThreadsOption,
     busy,
     check_model,
+    processes,
 )
 
 
@@ -53,6 +54,9 @@ def serve(
     requests_a_minute: Annotated[int, typer.Option(help="Of each key; 0: no limit.")] = 0,
     concurrent: Annotated[int, typer.Option(help="Requests at once of each key; 0: no limit.")] = 0,
     drain: Annotated[float, typer.Option(help="Seconds for open answers when stopped.")] = 30.0,
+    engine_process: Annotated[
+        bool, typer.Option(help="Run the engine in a process of its own, else in a thread.")
+    ] = True,
     log_level: Annotated[str, typer.Option(help="info or warning.")] = "info",
     otlp: Annotated[
         str | None, typer.Option(help="Send OpenTelemetry traces to this OTLP/HTTP address.")
@@ -79,24 +83,20 @@ def serve(
     listening = listen(host, port)
     from m27.serve import logs, run
     from m27.serve.gate import Gate, GateLimits
+    from m27.serve.launch import Launch, in_process, in_thread
     from m27.serve.server import Server
     from m27.serve.trace import traced
 
+    limits = {"sequences": sequences, "waiting": waiting, "cache_bytes": cache_mb << 20}
     with busy("loading the weights"):
-        from m27.infer.adapters import read_adapter
-        from m27.infer.engine import Engine
-        from m27.infer.scheduler import Limits
-        from m27.serve.engine_thread import EngineThread, warm_up
-
-        limits = Limits(sequences=sequences, waiting=waiting, cache_bytes=cache_mb << 20)
-        engine = Engine.load(model, precision=precision, threads=threads, limits=limits)
-        for called, folder in named:
-            engine.add_adapter(called, read_adapter(folder, called))
-        warm_up(engine)
+        launch = Launch(
+            str(model), precision, threads, limits, tuple((n, str(folder)) for n, folder in named), log_level=log_level
+        )
+        start = in_process if engine_process and processes() == (0, 1) else in_thread
+        engine = start(launch, settings.stuck_seconds)
     logs.set_up(log_level)
     gate = Gate(GateLimits(fetch=allow_urls))
-    thread = EngineThread(engine, settings.stuck_seconds)
-    server = Server.of(thread, settings, known, gate, tuple(called for called, _ in named))
+    server = Server.of(engine, settings, known, gate, tuple(called for called, _ in named))
     url = address(listening)
 
     def ready() -> None:

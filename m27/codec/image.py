@@ -83,9 +83,9 @@ class Neck(nn.Module):
 class ImageDecoder(nn.Module):
     """Quantised vectors to pixels."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, widths: tuple[int, ...] = DECODER) -> None:
         super().__init__()
-        c16, c8, c4, c2 = DECODER
+        c16, c8, c4, c2 = widths
         self.stem = nn.Conv2d(dim, c16, 3, padding=1)
         self.mid = nn.Sequential(ResBlock(c16), ResBlock(c16), ResBlock(c16))
         self.up8 = nn.Conv2d(c16, c8 * 4, 1)
@@ -111,13 +111,13 @@ class ImageCodec(nn.Module):
     stride = 16
     max_side = 512
 
-    def __init__(self, levels: tuple[int, ...] = LEVELS) -> None:
+    def __init__(self, levels: tuple[int, ...] = LEVELS, widths: tuple[int, ...] = DECODER) -> None:
         super().__init__()
-        self.levels = tuple(levels)
+        self.levels, self.widths = tuple(levels), tuple(widths)
         self.trunk = Trunk()
         self.fsq = FSQ(self.levels)
         self.neck = Neck(self.fsq.dim)
-        self.decoder = ImageDecoder(self.fsq.dim)
+        self.decoder = ImageDecoder(self.fsq.dim, self.widths)
         self.revision = "untrained"
         self._stored: dict[str, Tensor] = {}
 
@@ -199,18 +199,28 @@ class ImageCodec(nn.Module):
         packed = packing.pack(state) | self._as_stored(state)
         self.revision = packing.revision(packed)
         config = {"levels": self.levels, "revision": self.revision, **(extra or {})}
+        if self.widths != DECODER:  # files of the first width do not name it
+            config["widths"] = self.widths
         return packing.write(Path(folder) / FILE, packed, {"config": json.dumps(config)})
 
     def take(self, other: ImageCodec) -> None:
-        """Take all weights of a codec that was loaded, and how its file spells them."""
-        self.load_state_dict(other.state_dict())
-        self._stored = other._stored
+        """Take all weights of a codec that was loaded, and how its file spells them; those of a decoder of
+        another width stay as they are here."""
+        state = other.state_dict()
+        if other.widths != self.widths:
+            state = {k: v for k, v in state.items() if not k.startswith("decoder.")}
+        self.load_state_dict(state, strict=other.widths == self.widths)
+        self._stored = {
+            k: v for k, v in other._stored.items() if k.removesuffix("::scale") in state
+        }
 
     def _as_stored(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """What was read from a file and has not changed since, as it was there: rounding a rounded
         weight again can move it, and codes must not depend on how often a codec was saved."""
         read = packing.unpack(self._stored)
-        same = {n for n in state.keys() & read.keys() if torch.equal(state[n].float().cpu(), read[n])}
+        same = {
+            n for n in state.keys() & read.keys() if torch.equal(state[n].float().cpu(), read[n])
+        }
         return {k: v for k, v in self._stored.items() if k.removesuffix("::scale") in same}
 
     @classmethod
@@ -227,7 +237,7 @@ class ImageCodec(nn.Module):
         packed, metadata = packing.read(path)
         try:
             config = json.loads(metadata["config"])
-            codec = cls(tuple(config["levels"]))
+            codec = cls(tuple(config["levels"]), tuple(config.get("widths", DECODER)))
             codec.revision = str(config["revision"])
             codec._stored = packed
             absent, surplus = codec.load_state_dict(packing.unpack(packed), strict=False)

@@ -23,18 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from m27.codec.media import MediaError
 from m27.data.branches import holds_pairs, join, see_pair, task_of
+from m27.data.coded import Coder, conversations, raw
 from m27.data.progress import Progress
 from m27.language.codecs import AudioCodec, ImageCodec
 from m27.language.processor import Processor
 from m27.language.template import MessageError
 
 FORMAT = "m27-shard-1"
-_PICTURES_AT_ONCE = 64
+_MEDIA_AT_ONCE = 256
 
 
 class ShardError(ValueError):
@@ -51,12 +51,14 @@ def build(
     task_limits: Mapping[str, int] | None = None,
     label: str | None = None,
     total: int | None = None,
+    coder: Coder | None = None,
 ) -> dict[str, Any]:
     """Encode `documents` and write them as the shard `folder`; its meta comes back.
 
     Documents longer than `max_tokens`, without a target, or with media that cannot be read are left out
     and counted in the meta (`long`, `empty`, `broken`, with the first reasons). `limit` ends after so many
-    documents, `task_limits` takes at most so many of a task. Raises ShardError when none is left.
+    documents, `task_limits` takes at most so many of a task. `coder` says how media are coded; without one, in
+    batches by one worker. Raises ShardError when none is left.
     """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -76,7 +78,7 @@ def build(
         open(partial / "branches.bin", "wb") as branch_file,
         Progress(label or f"tokens of {folder.name}", total or limit, "documents") as bar,
     ):
-        for document, outcome in encode_all(chosen, processor):
+        for document, outcome in encode_all(chosen, processor, coder):
             bar.add()
             if isinstance(outcome, str):
                 counts["broken"] += 1
@@ -153,30 +155,30 @@ Outcome = tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.uint8]] | str
 
 
 def encode_all(
-    documents: Iterable[Mapping[str, Any]], processor: Processor
+    documents: Iterable[Mapping[str, Any]], processor: Processor, coder: Coder | None = None
 ) -> Iterator[tuple[Mapping[str, Any], Outcome]]:
     """Each document with its ids, loss flags and branches, or with the reason why it has none; in order.
 
-    Pictures of many documents go through the codec together, which is several times faster.
+    Pictures and sounds of many documents go through the codecs together, which is several times faster.
     """
+    coder = coder or Coder(processor)
     waiting: list[Mapping[str, Any]] = []
-    pictures = 0
+    media = 0
     for document in documents:
         waiting.append(document)
-        pictures += len(_raw_pictures(document))
-        if pictures >= _PICTURES_AT_ONCE or len(waiting) >= 8 * _PICTURES_AT_ONCE:
-            yield from _encode_some(waiting, processor)
-            waiting, pictures = [], 0
-    yield from _encode_some(waiting, processor)
+        media += len(raw(document))
+        if media >= _MEDIA_AT_ONCE or len(waiting) >= 4 * _MEDIA_AT_ONCE:
+            yield from _encode_some(waiting, processor, coder)
+            waiting, media = [], 0
+    yield from _encode_some(waiting, processor, coder)
 
 
 def _encode_some(
-    documents: Sequence[Mapping[str, Any]], processor: Processor
+    documents: Sequence[Mapping[str, Any]], processor: Processor, coder: Coder
 ) -> Iterator[tuple[Mapping[str, Any], Outcome]]:
-    _picture_codes([p for d in documents for p in _raw_pictures(d)], processor)
-    for document in documents:
+    for document in coder.spell(documents):
         try:
-            encoded = [processor.encode(messages) for messages in _conversations(document)]
+            encoded = [processor.encode(messages) for messages in conversations(document)]
             joined = join(
                 [(np.asarray(e.ids, np.uint32), np.asarray(e.loss, np.uint8)) for e in encoded]
             )
@@ -186,40 +188,6 @@ def _encode_some(
         except (MessageError, MediaError, ValueError) as error:
             outcome = str(error)
         yield document, outcome
-
-
-def _conversations(document: Mapping[str, Any]) -> list[Sequence[Mapping[str, Any]]]:
-    """The document's messages, and those of its branches."""
-    return [document["messages"], *document.get("branches", ())]
-
-
-def _raw_pictures(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The image parts whose arrays are already of the default size, so need only the codec."""
-    messages = [message for one in _conversations(document) for message in one]
-    contents = [m["content"] for m in messages if not isinstance(m["content"], str)]
-    return [
-        part
-        for content in contents
-        for part in content
-        if part.get("type") == "image"
-        and isinstance(part.get("image"), np.ndarray)
-        and part["image"].shape == (128, 128, 3)
-        and part["image"].dtype == np.uint8
-        and "size" not in part
-    ]
-
-
-def _picture_codes(parts: list[dict[str, Any]], processor: Processor) -> None:
-    """Replace the arrays of image parts by their codes, all in one call of the codec."""
-    codec = processor.image_codec
-    if not parts or codec is None:
-        return
-    parts = list({id(part): part for part in parts}.values())  # documents may share a part
-    pixels = torch.from_numpy(np.stack([part.pop("image") for part in parts]))
-    with torch.inference_mode():
-        codes = codec.encode(pixels.permute(0, 3, 1, 2).float() / 255.0).cpu().numpy()
-    for part, code in zip(parts, codes, strict=True):
-        part["codes"] = code
 
 
 def _limited(

@@ -22,6 +22,7 @@ PICTURES: dict[str, str] = {
     "easy_vqa": "m27.data.sources.easy_vqa",
     "emoji": "m27.data.sources.emoji",
     "fluent": "m27.data.sources.fluent",
+    "more_emoji": "m27.data.sources.more_emoji",
     "fashion": "m27.data.sources.fashion",
     "quickdraw": "m27.data.sources.quickdraw",
     "stamps": "m27.data.sources.stamps",

@@ -24,6 +24,7 @@ Split = Literal["train", "test", "dropped"]
 FAMILY: dict[str, str] = {
     "emoji": "emoji",
     "fluent": "emoji",
+    "more_emoji": "emoji",
     "openclipart": "clipart",
     "stamps": "stamps",
     "storybooks": "storybooks",

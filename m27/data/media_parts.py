@@ -45,6 +45,18 @@ def pixels(part: Mapping[str, Any]) -> NDArray[np.uint8]:
     return media.read_image(as_file(part)[1])
 
 
+def heard(part: Mapping[str, Any]) -> NDArray[np.float32]:
+    """float32 [T] at 16 kHz of an audio part. Raises as `as_file` does, and MediaError for a broken sound."""
+    if part.get("audio") is not None:
+        return np.asarray(part["audio"], np.float32)
+    return media.read_audio(as_file(part)[1])
+
+
+def square(rgb: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A picture uint8 [H, W, 3] filling a frame of `side` by `side` pixels."""
+    return media.fit_image(rgb, side, side)
+
+
 def fingerprint(part: Mapping[str, Any]) -> str:
     """12 hex digits of the sha256 over what a part shows: its file's bytes, its array or its codes."""
     if part.get("codes") is not None:
@@ -72,3 +84,16 @@ def sound_part(samples: NDArray[Any], rate: int) -> dict[str, Any]:
     """Samples [T] or [channels, T] at any rate as an audio part."""
     mono = samples.mean(0) if samples.ndim == 2 else samples
     return {"type": "audio", "bytes": media.wav_bytes(np.asarray(mono, np.float32), rate)}
+
+
+def fitted(path: Path, height: int, width: int) -> NDArray[np.uint8]:
+    """A picture's file as uint8 [height, width, 3], resized with antialiasing (Pillow, bicubic) to fill the frame.
+
+    Raises MediaError, OSError where it cannot be read.
+    """
+    return media.fit_image(media.read_image(path), height, width)
+
+
+def waveform(path: Path, seconds: float = 600.0) -> NDArray[np.float32]:
+    """A sound's file as float32 [T] in -1..1, mono, 16 kHz. Raises MediaError, OSError where it cannot be read."""
+    return media.read_audio(path, media.Limits(max_bytes=200_000_000, max_seconds=seconds))

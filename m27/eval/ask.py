@@ -19,6 +19,7 @@ from m27 import __version__
 from m27.data.progress import Progress
 from m27.eval import judge as judging
 from m27.eval.answerers import Answerer, Asked, Facts
+from m27.eval.figures import Answered, Figures, averaged
 from m27.eval.journal import Journal, clear, write_json
 from m27.eval.metrics import Metric
 from m27.eval.report import commit, files_hash
@@ -80,9 +81,9 @@ def ask(
     if len(keys) < len(plan.samples) * len(plan.seeds):
         raise AskError(f"{plan.task}: two questions have one id")
     _answers(plan, model, journal, keys)
-    records = _scored(plan, journal, keys, judge)
+    records, judged = _scored(plan, journal, keys, judge)
     journal.settle("answers.jsonl", records)
-    row = _row(plan, facts, judge, records)
+    row = {**_row(plan, facts, judge, records), **judged}
     journal.settle("rows.jsonl", [row])
     speed = _speed(journal, model.facts())
     write_json(out / "speed.json", speed)
@@ -119,10 +120,17 @@ def _answers(plan: Plan, model: Answerer, journal: Journal, keys: Keys) -> None:
             bar.add()
 
 
-def _scored(plan: Plan, journal: Journal, keys: Keys, judge: Answerer | None) -> list[dict[str, Any]]:
-    """Every record with what was extracted, its score and weight; what got no answer is wrong."""
+def _scored(
+    plan: Plan, journal: Journal, keys: Keys, judge: Answerer | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every record with what was extracted, its score and weight; what got no answer is wrong. And what a row must say
+    of a judge's replies."""
     lines = journal.lines("answers.jsonl")
-    verdicts = _judged(plan, journal, keys, judge, lines) if judge is not None else {}
+    grades = judging.Grades({})
+    if judge is not None:
+        asked = [q for key, (sample, _) in keys.items() if not lines[key]["error"]
+                 for q in judging.questions(sample, lines[key]["answer"], key)]  # fmt: skip
+        grades = judging.graded(asked, judge, journal, f"{plan.task}: judging")
     scorer = plan.metric.scorer(plan.samples) if plan.metric.scorer is not None else None
     out = []
     for key, (sample, _) in keys.items():
@@ -131,27 +139,9 @@ def _scored(plan: Plan, journal: Journal, keys: Keys, judge: Answerer | None) ->
             mark = scorer(sample, record["answer"])
             out.append({**record, "extracted": mark.extracted, "score": mark.score, "weight": mark.weight})
         else:
-            said = verdicts.get(key, {"verdict": "", "error": ""})
-            score = 0.0 if record["error"] else judging.grade(said["verdict"])
-            out.append({**record, "extracted": said["verdict"], "score": score, "weight": 1.0})
-    return out
-
-
-def _judged(
-    plan: Plan, journal: Journal, keys: Keys, judge: Answerer, lines: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    kept = journal.lines("judged.jsonl")
-    todo = [
-        judging.question(sample, lines[key]["answer"], key)
-        for key, (sample, _) in keys.items() if key not in kept and not lines[key]["error"]
-    ]  # fmt: skip
-    with Progress(f"{plan.task}: judging", len(todo)) as bar:
-        for verdict in judge.answer(todo):
-            journal.append("judged.jsonl", {"key": verdict.key, "verdict": verdict.text, "error": verdict.error})
-            bar.add()
-    kept = journal.lines("judged.jsonl")
-    journal.settle("judged.jsonl", [kept[key] for key in keys if key in kept])
-    return kept
+            score, said = (0.0, "") if record["error"] else grades.of(key)
+            out.append({**record, "extracted": said, "score": score, "weight": 1.0})
+    return out, grades.figures() if judge is not None else {}
 
 
 def _settings(plan: Plan, facts: Facts, judge: Answerer | None) -> dict[str, Any]:
@@ -163,7 +153,8 @@ def _settings(plan: Plan, facts: Facts, judge: Answerer | None) -> dict[str, Any
         "seeds": list(plan.seeds), "temperature": plan.temperature, "max_tokens": plan.max_tokens,
         "prompt_hash": prompt_hash(plan.samples), "data_hash": data_hash(plan.samples), "data_revision": plan.revision,
         "judge": f"{judged.name} ({judged.revision})" if judged else None,
-        "judge_prompt": judging.REVISION if judged else None,
+        "judge_prompt": judging.REVISION if judged else None, "judge_temperature": 0.0 if judged else None,
+        "judge_seed": judging.SEED if judged else None,
         "scorer": plan.metric.follows() if plan.metric.follows else f"m27/{plan.metric.name}",
         "scorer_revision": scorer_revision(),
         "commit": commit(), "m27": __version__, "torch": torch.__version__,
@@ -173,7 +164,7 @@ def _settings(plan: Plan, facts: Facts, judge: Answerer | None) -> dict[str, Any
 def scorer_revision() -> str:
     """12 hex digits over the files that the rules of scoring stand in."""
     here = Path(__file__).parent
-    own = [here / name for name in ("metrics.py", "cider.py", "whisper.py", "judge.py", "benchmarks.py")]
+    own = [here / f"{name}.py" for name in ("metrics", "cider", "whisper", "judge", "benchmarks", "figures")]
     return files_hash([*own, *(here / "scorers").glob("*.py")])
 
 
@@ -190,13 +181,27 @@ def _row(plan: Plan, facts: Facts, judge: Answerer | None, records: list[dict[st
     marked = list(by_sample(records).values())
     found = estimate([s for s, _ in marked], [w for _, w in marked]) if marked else Estimate(0.0, 0.0, 0.0, 0)
     infinite = abs(found.low) == float("inf")
+    told = _figures(plan, records)
     return {
         **_settings(plan, facts, judge), "n": len(marked), "score": found.mean,
         "low": None if infinite else found.low, "high": None if infinite else found.high,
         "between_seeds": found.between, "lower_is_better": plan.metric.lower, "share": plan.metric.share,
         "refused": sum(bool(record["error"]) for record in records),
         "ungraded": sum(record["score"] is None for record in records),
+        "figures": dict(told.values), "notes": list(told.notes),
     }  # fmt: skip
+
+
+def _figures(plan: Plan, records: Sequence[dict[str, Any]]) -> Figures:
+    """The metric's figures of the whole set, over several seeds their mean."""
+    if plan.metric.figures is None:
+        return Figures({})
+    samples = {sample.id: sample for sample in plan.samples}
+    answered = [
+        [Answered(samples[r["id"]], r["answer"], r["score"]) for r in records if r["seed"] == seed]
+        for seed in plan.seeds
+    ]
+    return averaged([plan.metric.figures(one) for one in answered])
 
 
 def _speed(journal: Journal, facts: Facts) -> dict[str, Any]:
@@ -232,15 +237,23 @@ def _spread(values: list[float]) -> dict[str, float] | None:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row in one line of words: "my.jsonl exact 61.0 % (52.0 – 70.0), n 100, refused 0: MODEL"."""
+    """A row in one line of words, then one for each figure of the whole set:
+    "my.jsonl exact 61.0 % (52.0 – 70.0), n 100, refused 0: MODEL"."""
     def figure(value: float | None) -> str:
         return "–" if value is None else f"{100 * value:.1f} %" if row["share"] else f"{value:.3f}"
 
     judge = f" by {row['judge']}" if row["judge"] else ""
     notes = [f"{name} {row[name]}" for name in ("refused", "ungraded") if row[name]]
+    if row.get("judge_asked"):
+        notes.append(f"judge's replies read {row['judge_read']} of {row['judge_asked']}, unreadable "
+                     f"{row['judge_unparsed']}, failed {row['judge_failed']}")  # fmt: skip
+        if row["judge_position_bias"] is not None:
+            notes.append(f"with the reference first {figure(row['judge_position_bias'])} more")
     if row["between_seeds"] is not None:
         notes.append(f"± {figure(row['between_seeds'])} from seed to seed")
-    return (
+    head = (
         f"{row['task']} {row['metric']}{judge}: {figure(row['score'])} (95 %: {figure(row['low'])} to "
         f"{figure(row['high'])}), n {row['n']}{''.join(', ' + note for note in notes)}: {row['model']}"
     )
+    told = "".join(f"\n  {name} {value:.3f}" for name, value in row.get("figures", {}).items())
+    return head + told + "".join(f"\n  {note}" for note in row.get("notes", ()))

@@ -2,8 +2,8 @@
 
 Readers stand in `m27/eval/official`, rules in `m27/eval/scorers`; here one is put to the other. Their modules are
 loaded when a benchmark is used. What a rule would draw at random is drawn by the question's id (MMMU's rule) or counts
-as wrong (the others), and is marked in `extracted`. Corpus figures beside the mean (POPE's F1, MMBench's circular
-score, BLEU) are not told here.
+as wrong (the others), and is marked in `extracted`. Figures of the whole set beside the mean (POPE's F1, MMBench's
+circular score, BLEU) are those of `m27.eval.figures`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from m27.eval.metrics import Mark, Metric, cider
+from m27.eval import figures
+from m27.eval.metrics import METRICS, Mark, Metric
 from m27.eval.samples import Sample
 
 Judged = tuple[float | bool, str]  # the score of one answer, and what was read out of it
@@ -29,17 +30,18 @@ def samples(name: str) -> Callable[[Path], Iterator[Sample]]:
 
     def read(path: Path) -> Iterator[Sample]:
         for one in import_module(f"m27.eval.official.{name}").samples(path):
-            if one.answer is None:
+            if not one.references:
                 raise BenchmarkError(f"{path}: {one.id}: the right answer is kept back; use a split that has it")
-            golds = one.answer if isinstance(one.answer, list) else [one.answer]
-            yield Sample(one.id, one.messages, tuple(map(str, golds)), dict(one.about))
+            yield one
 
     return read
 
 
-def metric(name: str, scorer: str, rule: Rule, commit: str = "SCORER") -> Metric:
+def metric(
+    name: str, scorer: str, rule: Rule, commit: str = "SCORER", told: figures.Of | None = None
+) -> Metric:
     """A metric whose mark is `rule(module of the scorer, sample, answer)`; `commit`: the name that the official scorer
-    and its commit have in that module."""
+    and its commit have in that module; `told`: its figures of the whole set."""
 
     def scored(_: Any) -> Callable[[Sample, str], Mark]:
         module = import_module(f"m27.eval.scorers.{scorer}")
@@ -53,7 +55,7 @@ def metric(name: str, scorer: str, rule: Rule, commit: str = "SCORER") -> Metric
     def follows() -> str:
         return str(getattr(import_module(f"m27.eval.scorers.{scorer}"), commit))
 
-    return Metric(name, f"the official rule of {name}", scored, follows=follows)
+    return Metric(name, f"the official rule of {name}", scored, follows=follows, figures=told)
 
 
 def _gold(sample: Sample) -> str | list[str]:
@@ -126,6 +128,11 @@ def scienceqa(module: Any, sample: Sample, answer: str) -> Judged:
     return letter == sample.references[0], letter or ""
 
 
+def mmau(module: Any, sample: Sample, answer: str) -> Judged:
+    """All words of the right choice and none that only wrong ones have."""
+    return module.right(sample.references[0], answer, sample.meta["choices"]), answer
+
+
 def spoken(_: Any) -> Callable[[Sample, str], Mark]:
     """Word errors after Whisper's English normaliser, weighted by words."""
     english = import_module("m27.eval.scorers.spoken").english
@@ -145,18 +152,24 @@ def _wer_follows() -> str:
 
 
 WER = Metric("wer", "word error rate after Whisper's normaliser", spoken, lower=True, follows=_wer_follows)
-CIDER = Metric("cider", "CIDEr-D, 0 to 10", cider, share=False)
+CIDER = METRICS["cider"]
 
 BENCHMARKS: dict[str, tuple[str, Metric]] = {
-    "mmmu": ("mmmu", metric("mmmu", "mmmu", mmmu)),
-    "mmmu-pro": ("mmmu_pro", metric("mmmu-pro", "mmmu", mmmu_pro)),
-    "mathvista": ("mathvista", metric("mathvista", "mathvista", mathvista)),
-    "pope": ("pope", metric("pope", "pope", pope)),
-    "vqav2": ("vqav2", metric("vqav2", "vqa", vqav2, "VQAV2_SCORER")),
+    "mmmu": ("mmmu", metric("mmmu", "mmmu", mmmu, told=figures.mmmu)),
+    "mmmu-pro": ("mmmu_pro", metric("mmmu-pro", "mmmu", mmmu_pro, told=figures.by("subject"))),
+    "mathvista": (
+        "mathvista",
+        metric("mathvista", "mathvista", mathvista, told=figures.by("question_type", "answer_type")),
+    ),
+    "pope": ("pope", metric("pope", "pope", pope, told=figures.pope)),
+    "vqav2": ("vqav2", metric("vqav2", "vqa", vqav2, "VQAV2_SCORER", figures.by("answer_type"))),
     "textvqa": ("textvqa", metric("textvqa", "vqa", textvqa, "TEXTVQA_SCORER")),
-    "mmbench": ("mmbench", metric("mmbench", "choice", mmbench, "MMBENCH_SCORER")),
-    "mmstar": ("mmstar", metric("mmstar", "choice", mmstar, "MMSTAR_SCORER")),
-    "scienceqa": ("scienceqa", metric("scienceqa", "choice", scienceqa, "SCIENCEQA_SCORER")),
+    "mmbench": ("mmbench", metric("mmbench", "choice", mmbench, "MMBENCH_SCORER", figures.mmbench)),
+    "mmstar": ("mmstar", metric("mmstar", "choice", mmstar, "MMSTAR_SCORER", figures.by("category", "l2_category"))),
+    "scienceqa": (
+        "scienceqa", metric("scienceqa", "choice", scienceqa, "SCIENCEQA_SCORER", figures.by("subject"))
+    ),
+    "mmau": ("mmau", metric("mmau", "mmau", mmau, told=figures.by("task", "difficulty", "sub-category"))),
     "coco-captions": ("coco", CIDER),
     "audiocaps": ("audiocaps", CIDER),
     "clotho": ("clotho", CIDER),

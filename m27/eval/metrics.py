@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from m27.eval.cider import CiderD
+from m27.eval.figures import Of, captions
 from m27.eval.samples import Sample
+from m27.eval.scorers import caption
 from m27.eval.whisper import word_errors
 
 
@@ -30,7 +32,7 @@ Scorer = Callable[[Sample, str], Mark]
 class Metric:
     """`scorer(samples)` is ready to mark answers to those; `lower`: less is better; `share`: 0 to 1, told in per cent.
     `metric` is judged by a model and has no scorer where that is None. `follows()`: the official scorer and its commit,
-    for a metric that has one; None for our own rules."""
+    for a metric that has one; None for our own rules. `figures`: what a row tells of the whole set besides the mean."""
 
     name: str
     says: str
@@ -38,6 +40,7 @@ class Metric:
     lower: bool = False
     share: bool = True
     follows: Callable[[], str] | None = None
+    figures: Of | None = None
 
 
 def plain(text: str) -> str:
@@ -72,8 +75,9 @@ def wer(sample: Sample, answer: str) -> Mark:
 
 
 def cider(samples: Sequence[Sample]) -> Scorer:
-    """CIDEr-D, how rare words are being counted over all references of the set."""
-    measure = CiderD([sample.references for sample in samples])
+    """CIDEr-D over the words of the COCO caption evaluation; how rare words are is counted over all references of the
+    set."""
+    measure = CiderD([sample.references for sample in samples], words=caption.coco_words)
     return lambda sample, answer: Mark(measure.score(answer, sample.references), extracted=answer)
 
 
@@ -82,7 +86,7 @@ METRICS = {
     for metric in (
         Metric("exact", "the answer is the reference", lambda _: exact),
         Metric("contains", "the reference stands in the answer", lambda _: contains),
-        Metric("cider", "CIDEr-D, 0 to 10", cider, share=False),
+        Metric("cider", "CIDEr-D, 0 to 10", cider, share=False, follows=lambda: caption.SCORER, figures=captions),
         Metric("wer", "word error rate, less is better", lambda _: wer, lower=True),
         Metric("judge", "a judge model's grade, 0 to 1", None),
     )

@@ -158,6 +158,7 @@ def files_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def weights_revision(folder: Path) -> str:
-    """The revision of a folder of weights: `files_hash` of its safetensors and tokenizer."""
-    return files_hash([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
+def weights_revision(folder: Path, adapter: Path | None = None) -> str:
+    """The revision of a folder of weights: `files_hash` of its safetensors and tokenizer, then + that of an adapter."""
+    own = files_hash([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
+    return own if adapter is None else f"{own}+{files_hash(adapter.glob('adapter_*'))}"

@@ -23,7 +23,7 @@ import torch
 
 from m27.eval.bench import Bench, Records, Task
 from m27.eval.report import Origin, Row, commit, table, weights_revision, write_jsonl
-from m27.eval.tasks import TASKS
+from m27.eval.tasks import MORE, TASKS
 from m27.infer.engine import Engine
 from m27.infer.scheduler import Limits
 
@@ -35,11 +35,16 @@ class EvalError(ValueError):
 
 
 def chosen(only: Sequence[str]) -> list[Task]:
-    """The tasks by name, in the order of the table; all if none is named. Raises EvalError."""
-    unknown = [name for name in only if name not in TASKS]
+    """The tasks by name, in the order of the table; all of the table if none is named. Raises EvalError."""
+    unknown = [name for name in only if name not in _known()]
     if unknown:
-        raise EvalError(f"no task is called {unknown[0]!r}; there are {', '.join(TASKS)}")
-    return [task for name, task in TASKS.items() if not only or name in only]
+        raise EvalError(f"no task is called {unknown[0]!r}; there are {', '.join(_known())}")
+    return [task for name, task in _known().items() if name in (only or TASKS)]
+
+
+def _known() -> dict[str, Task]:
+    """Every task: those of the table, then those that are asked by name alone."""
+    return {**TASKS, **MORE}
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,12 @@ class _Setting:
     out: Path
     precision: str = "auto"
     threads: int = 0
+    adapter: Path | None = None
 
     def bench(self) -> Bench:
         engine = Engine.load(
             self.folder, precision=self.precision, threads=self.threads,
-            limits=Limits(sequences=self.batch),
+            limits=Limits(sequences=self.batch), adapter=self.adapter,
         )  # fmt: skip
         return Bench(engine, self.folder, self.origin, self.samples, self.validity, self.out)
 
@@ -76,15 +82,17 @@ def evaluate(
     out: str | Path = "out/eval",
     precision: str = "auto",
     threads: int = 0,
+    adapter: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Run tasks on the weights in `folder`; the rows come back, and are in `out` as JSON lines.
 
     `samples` a task, `validity` random prompts for the structure task, `batch` rows at a time in
     each of `jobs` processes, in the `precision` and with the `threads` of `Engine.load` (of several
-    processes each has one thread); `say` is told the table at the end, and a line a task on standard
-    error as it is done. A task that fails has a row whose note begins with `FAILED`, and the others
-    go on. With `resume`, rows in `out` of the same origin and settings are kept, failed ones not.
+    processes each has one thread), with the `adapter` of a folder that PEFT wrote or
+    as they are; `say` is told the table at the end, and a line a task on standard error as it is
+    done. A task that fails has a row whose note begins with `FAILED`, and the others go on. With
+    `resume`, rows in `out` of the same origin and settings are kept, failed ones not.
     Raises EvalError for an unknown task or numbers below 1.
     """
     tasks = chosen(only)
@@ -93,14 +101,15 @@ def evaluate(
         if value < 1:
             raise EvalError(f"{label} must be at least 1, not {value}")
     folder, out = Path(folder), Path(out)
-    origin = Origin(seed=seed, commit=commit(), weights=weights_revision(folder))
-    setting = _Setting(folder, origin, samples, validity, batch, out, precision, threads)
+    adapter = None if adapter is None else Path(adapter)
+    origin = Origin(seed=seed, commit=commit(), weights=weights_revision(folder, adapter))
+    setting = _Setting(folder, origin, samples, validity, batch, out, precision, threads, adapter)
     rows, records = _kept(setting) if resume else ({}, {})
     todo = [task.name for task in tasks if task.name not in rows]
     _write_settings(setting)
     for row, answered in _measured(setting, todo, jobs):
         rows[row.task], records[row.task] = row, answered
-        order = [name for name in TASKS if name in rows]
+        order = [name for name in _known() if name in rows]
         write_jsonl(out / "rows.jsonl", (rows[name].to_json() for name in order))
         lines = [{"task": name, **record} for name in order for record in records[name]]
         write_jsonl(out / "answers.jsonl", lines)
@@ -116,7 +125,7 @@ def _measured(setting: _Setting, names: list[str], jobs: int) -> Iterator[tuple[
         bench = setting.bench() if names else None
         for name in names:
             assert bench is not None
-            yield measure(TASKS[name], bench)
+            yield measure(_known()[name], bench)
         return
     # Not forked: the threads of torch do not survive that.
     context = multiprocessing.get_context("spawn")
@@ -136,7 +145,7 @@ def _begin(setting: _Setting) -> None:
 
 def _measure(name: str) -> tuple[Row, Records]:
     assert _bench is not None
-    return measure(TASKS[name], _bench)
+    return measure(_known()[name], _bench)
 
 
 def measure(task: Task, bench: Bench) -> tuple[Row, Records]:

@@ -21,12 +21,13 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One question: the conversation up to the answer, and every answer that counts as right. `meta`: what a scorer
-    of its data set needs besides (choices, type of question, …), plain JSON values."""
+    """One question: the conversation up to the answer, and every answer that counts as right (none where the data set
+    keeps it back, or has none). `meta`: what a scorer of its data set needs besides (choices, type of question, …),
+    plain JSON values."""
 
     id: str
     messages: Messages
-    references: tuple[str, ...]
+    references: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
 

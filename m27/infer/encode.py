@@ -60,12 +60,14 @@ class Encoder:
         """End the threads; what waits is not done any more."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _codes(self, kind: str, array: npt.NDArray[Any], tenant: str) -> Codes:
+    def known(self, kind: str, array: npt.NDArray[Any], tenant: str = "") -> Codes | None:
+        """The codes of a medium, if they are remembered."""
+        return self._find(_name(kind, array, tenant))
+
+    def _codes(self, kind: str, array: npt.NDArray[Any], tenant: str = "") -> Codes:
         name = _name(kind, array, tenant)
-        with self._lock:
-            if (known := self._known.get(name)) is not None:
-                self._known.move_to_end(name)
-                return known
+        if (known := self._find(name)) is not None:
+            return known
         ids = self._processor.encode([{"role": "user", "content": [{"type": kind, kind: array}]}])
         vocabulary = self._processor.vocabulary
         span = vocabulary.image if kind == "image" else vocabulary.audio
@@ -75,6 +77,12 @@ class Encoder:
             codes = codes.reshape(vocabulary.heights.index(height) + 1, -1)
         self._keep(name, codes)
         return codes
+
+    def _find(self, name: bytes) -> Codes | None:
+        with self._lock:
+            if (known := self._known.get(name)) is not None:
+                self._known.move_to_end(name)
+            return known
 
     def _keep(self, name: bytes, codes: Codes) -> None:
         with self._lock:

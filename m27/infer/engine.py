@@ -62,6 +62,7 @@ class Engine:
         self.media: Media = media or Inline(processor)
         self._make_rules, self._draft = make_rules, draft
         self._adapters: dict[str, tuple[int, str]] = {}  # name -> the runner's number, salt
+        self.adapter = ("", -1)  # of requests that name none: its name and the runner's number
         self._open: dict[int, Work] = {}  # by key: answers whose last event was not told yet
         self._requests: dict[int, set[int]] = {}  # number -> keys of its open answers
         self._streams: dict[int, deque[Event]] = {}  # events that somebody in here waits for
@@ -128,7 +129,7 @@ class Engine:
 
     def _work(self, turn: Turn, index: int, started: float, after: Work | None) -> Work:
         request = turn.request
-        number, version = self._adapters.get(request.adapter or "", (-1, ""))
+        number, version = self._adapters.get(request.adapter or self.adapter[0], (-1, ""))
         salt = salt_of(request.tenant, version)
         self._keys += 1
         return Work(
@@ -151,13 +152,14 @@ class Engine:
         self._told = [(other, event) for other, event in self._told if other != number]
         self._count["cancelled"] += 1
 
-    def add_adapter(self, name: str, adapter: Adapter) -> None:
-        """Let requests name an adapter; one so called before is replaced. Raises RunnerError where
-        it does not fit the model, and RequestError where the former one is in use."""
+    def add_adapter(self, name: str, adapter: Adapter) -> int:
+        """Let requests name an adapter, in place of one so called; the runner's number of it. Raises
+        RunnerError where it does not fit the model, and RequestError where the former is in use."""
         if name in self._adapters:
             self.remove_adapter(name)
         self._keys += 1  # what was computed with the former one must not be found
         self._adapters[name] = (self.runner.add_adapter(adapter), f"{name}\n{self._keys}")
+        return self._adapters[name][0]
 
     def remove_adapter(self, name: str) -> None:
         """Let go of an adapter. Raises RequestError where none is so called, or it is in use."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from m27 import runtime
+from m27.infer.adapters import read_adapter
 from m27.infer.draft import PromptLookup
 from m27.infer.media import MediaWorker
 from m27.infer.request import RequestError
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int4")
-CACHES = ("auto", "float32", "float16", "int8")
-_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+CACHES = ("auto", "float32", "float16", "bfloat16", "int8")
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+ADAPTER = "adapter"
 _told: set[str] = set()
 
 
@@ -44,6 +46,7 @@ def load_engine(
     threads: int = 0,
     limits: Limits | None = None,
     cache: str = "auto",
+    adapter: str | Path | None = None,
     **options: Any,
 ) -> Engine:
     """The engine of a checkpoint folder, with its codecs: packed, in the HF layout, or in blocks.
@@ -52,7 +55,8 @@ def load_engine(
     it, else float32. A folder in blocks has the one precision that it was exported in, which "auto"
     is there; torch, which has no products of blocks, widens them as "auto" says. `backend`: "cpu" is
     the C++ step, "torch" the other; "auto" is "cpu" on a CPU where it can be had. `threads`: 0 for
-    all. `cache`: of keys and values. Further options go to the engine. Raises RequestError for what is
+    all. `cache`: of keys and values. `adapter`: a folder that PEFT wrote; requests that name no adapter are
+    answered with that one, which goes by `ADAPTER`. Further options go to the engine. Raises RequestError for what is
     unknown or cannot be had, and the typed error of the room whose file is missing or wrong.
 
     Under `torchrun` with several processes the model is cut over them (`m27.infer.tensor_parallel`):
@@ -70,6 +74,7 @@ def load_engine(
         from m27.infer import tensor_parallel
 
         sys.exit(tensor_parallel.follow())
+    read = None if adapter is None else read_adapter(adapter, ADAPTER)  # first: a wrong folder is told at once
     limits = limits or Limits()
     processor = Processor.load(folder)
     runner = load_runner(folder, precision, device, backend, threads, limits, cache)
@@ -77,7 +82,10 @@ def load_engine(
         options["media"] = MediaWorker(processor, preload=True)
     options.setdefault("make_rules", JsonSchemas(processor))
     options.setdefault("draft", PromptLookup())
-    return engine(runner, processor, limits, **options)
+    made = engine(runner, processor, limits, **options)
+    if read is not None:
+        made.adapter = (ADAPTER, made.add_adapter(ADAPTER, read))
+    return made
 
 
 def load_runner(

@@ -121,14 +121,19 @@ class Codecs:
 
     def encode_image(self, rgb_HW3: Pixels) -> Codes:
         """uint8 [H, W, 3] → codes [h, w]. Raises CodecsError without a codec."""
+        codes: Codes = self.encode_images(rgb_HW3[None])[0]
+        return codes
+
+    def encode_images(self, rgb_BHW3: Pixels) -> Codes:
+        """uint8 [B, H, W, 3] → codes [B, h, w] in one call. Raises CodecsError without a codec."""
         codec = self.image
         if codec is None:
             raise CodecsError("no image codec is loaded to turn a picture into codes")
         # A copy: the array may be read-only, as those that Pillow lends are.
-        pixels_3HW = torch.from_numpy(np.array(rgb_HW3)).permute(2, 0, 1)
-        pixels_B3HW = (pixels_3HW[None].float() / 255.0).to(_device(codec))
+        pixels_B3HW = torch.from_numpy(np.array(rgb_BHW3)).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            return np.asarray(codec.encode(pixels_B3HW)[0].cpu().numpy(), dtype=np.int64)
+            codes_Bhw = codec.encode((pixels_B3HW.float() / 255.0).to(_device(codec)))
+            return np.asarray(codes_Bhw.cpu().numpy(), dtype=np.int64)
 
     def decode_image(self, codes_hw: Codes) -> Pixels | None:
         """Codes [h, w] → uint8 [H, W, 3], or None where there is no image codec."""
@@ -147,12 +152,17 @@ class Codecs:
 
     def encode_audio(self, samples_T: Samples) -> Codes:
         """float32 [T] at 16 kHz → codes [N]. Raises CodecsError without a codec."""
+        codes: Codes = self.encode_sounds(samples_T[None])[0]
+        return codes
+
+    def encode_sounds(self, samples_BT: Samples) -> Codes:
+        """float32 [B, T] at 16 kHz → codes [B, N] in one call. Raises CodecsError without a codec."""
         codec = self.audio
         if codec is None:
             raise CodecsError("no audio codec is loaded to turn a sound into codes")
-        wave_BT = torch.from_numpy(np.array(samples_T))[None].to(_device(codec))
+        wave_BT = torch.from_numpy(np.array(samples_BT)).to(_device(codec))
         with torch.inference_mode():
-            return np.asarray(codec.encode(wave_BT)[0].cpu().numpy(), dtype=np.int64)
+            return np.asarray(codec.encode(wave_BT).cpu().numpy(), dtype=np.int64)
 
     def decode_audio(self, codes_N: Codes) -> Samples | None:
         """Codes [N] → float32 [T], or None where there is no audio codec."""

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from m27.codec.media import MediaError, fit_image, read_audio, read_image
 from m27.language.bytelevel import Speller, token_bytes
-from m27.language.codecs import AudioCodec, Codecs, CodecsError, ImageCodec
+from m27.language.codecs import AudioCodec, Codecs, CodecsError, ImageCodec, Pixels, Samples
 from m27.language.stream import StreamDecoder
 from m27.language.template import Message, MessageError, Part, Segment, segments
 from m27.language.vocabulary import MAX_GRID, Vocabulary, VocabularyError
@@ -141,26 +141,18 @@ class Processor:
             if segment.kind == "image":
                 return self._encode_image(segment.part)
             return self._encode_audio(segment.part)
-        except (MediaError, CodecsError, _PartError) as error:
+        except (MediaError, CodecsError, PartError) as error:
             raise MessageError(f"{segment.where}: {error}") from error
 
     def _encode_image(self, part: Message) -> list[int]:
         vocabulary = self.vocabulary
         codes = part.get("codes")
         if codes is None:
-            height, width = _size(part.get("size") or DEFAULT_SIZE)
-            rgb = part.get("image")
-            if rgb is None:
-                rgb = read_image(_source(part))
-            elif not isinstance(rgb, np.ndarray):
-                raise _PartError("image must be a uint8 array [H, W, 3]")
-            letterbox = bool(part.get("letterbox", False))
-            fitted = fit_image(rgb, height, width, letterbox=letterbox, crop=True)
-            codes = self._codecs.encode_image(fitted)
+            codes = self._codecs.encode_image(pixels(part))
         codes_hw = _codes(codes, 2, vocabulary.image_size)
         height, width = codes_hw.shape
         if max(height, width) > MAX_GRID:
-            raise _PartError(f"a picture has at most {MAX_GRID} x {MAX_GRID} codes")
+            raise PartError(f"a picture has at most {MAX_GRID} x {MAX_GRID} codes")
         start = vocabulary.image.start
         return [
             vocabulary.image_begin, vocabulary.heights[height - 1], vocabulary.widths[width - 1],
@@ -171,13 +163,7 @@ class Processor:
         vocabulary = self.vocabulary
         codes = part.get("codes")
         if codes is None:
-            samples = part.get("audio")
-            if samples is None:
-                samples = read_audio(_source(part))
-            elif not (isinstance(samples, np.ndarray) and samples.ndim == 1 and samples.size):
-                raise _PartError("audio must be a float32 array [T] at 16 kHz, not empty")
-            samples_T = np.clip(np.nan_to_num(samples.astype(np.float32)), -1.0, 1.0)
-            codes = self._codecs.encode_audio(samples_T)
+            codes = self._codecs.encode_audio(samples(part))
         codes_N = _codes(codes, 1, vocabulary.audio_size)
         spelled = (codes_N + vocabulary.audio.start).tolist()
         return [vocabulary.audio_begin, *spelled, vocabulary.audio_end]
@@ -212,18 +198,47 @@ class Processor:
         return parts
 
 
-class _PartError(ValueError):
+class PartError(ValueError):
     """What is wrong with a part, before message and part are named."""
+
+
+def pixels(part: Message) -> Pixels:
+    """What the codec reads of an image part: uint8 [H, W, 3], fitted to the part's size.
+
+    Raises MediaError and PartError.
+    """
+    height, width = _size(part.get("size") or DEFAULT_SIZE)
+    rgb = part.get("image")
+    if rgb is None:
+        rgb = read_image(_source(part))
+    elif not isinstance(rgb, np.ndarray):
+        raise PartError("image must be a uint8 array [H, W, 3]")
+    letterbox = bool(part.get("letterbox", False))
+    return fit_image(rgb, height, width, letterbox=letterbox, crop=True)
+
+
+def samples(part: Message) -> Samples:
+    """What the codec reads of an audio part: float32 [T] at 16 kHz in -1..1, not empty.
+
+    Raises MediaError and PartError.
+    """
+    found = part.get("audio")
+    if found is None:
+        found = read_audio(_source(part))
+    elif not (isinstance(found, np.ndarray) and found.ndim == 1 and found.size):
+        raise PartError("audio must be a float32 array [T] at 16 kHz, not empty")
+    clipped: Samples = np.clip(np.nan_to_num(found.astype(np.float32)), -1.0, 1.0)
+    return clipped
 
 
 def _size(size: Any) -> tuple[int, int]:
     side = MAX_GRID * STRIDE
     message = f"size must be (height, width), multiples of {STRIDE} up to {side}, not {size!r}"
     if not isinstance(size, Sequence) or len(size) != 2:
-        raise _PartError(message)
+        raise PartError(message)
     for value in size:
         if not isinstance(value, int) or not 0 < value <= side or value % STRIDE:
-            raise _PartError(message)
+            raise PartError(message)
     return size[0], size[1]
 
 
@@ -231,11 +246,11 @@ def _source(part: Message) -> bytes | str | Path:
     source = part.get("path")
     if source is not None:
         if not isinstance(source, (str, Path)):
-            raise _PartError("path must be a string")
+            raise PartError("path must be a string")
         return source
     source = part.get("bytes")
     if not isinstance(source, (bytes, bytearray)):
-        raise _PartError("bytes must be bytes")
+        raise PartError("bytes must be bytes")
     return bytes(source)
 
 
@@ -244,10 +259,10 @@ def _codes(codes: Any, dimensions: int, size: int) -> np.ndarray[Any, np.dtype[n
     try:
         array = np.asarray(codes)
     except ValueError as error:
-        raise _PartError(f"codes must be integers {form}") from error
+        raise PartError(f"codes must be integers {form}") from error
     if array.ndim != dimensions or not array.size or array.dtype.kind not in "iu":
-        raise _PartError(f"codes must be integers {form}, not empty")
+        raise PartError(f"codes must be integers {form}, not empty")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= size:
-        raise _PartError(f"code {low if low < 0 else high} is outside 0..{size - 1}")
+        raise PartError(f"code {low if low < 0 else high} is outside 0..{size - 1}")
     return array.astype(np.int64)

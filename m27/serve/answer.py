@@ -18,9 +18,9 @@ from m27.infer.request import Event, Response, Usage
 from m27.infer.respond import collect
 from m27.language.processor import Processor
 from m27.serve import parts, tools
-from m27.serve.engine_thread import Ticket
 from m27.serve.errors import ApiError
 from m27.serve.metrics import Metrics
+from m27.serve.ticket import Ticket
 from m27.serve.tools import Calling
 
 Json = dict[str, Any]

@@ -16,12 +16,12 @@ from m27.infer.request import Request
 from m27.serve import documents, parts, phrases
 from m27.serve.answer import Meter, gather, usage_json
 from m27.serve.body import fields_of, file_of
-from m27.serve.engine_thread import Ticket
 from m27.serve.errors import ApiError, bad, from_engine
 from m27.serve.media_schema import SoundRequest, SpeechRequest, Spoken, TranscriptionRequest
 from m27.serve.messages import SIZE
 from m27.serve.server import Server
 from m27.serve.stream import sse
+from m27.serve.ticket import Ticket
 
 CODES_A_SECOND = 40
 _WORDS = 256  # tokens that a transcript may take

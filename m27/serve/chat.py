@@ -12,11 +12,11 @@ from starlette.responses import JSONResponse, Response
 from m27.infer.request import Request
 from m27.serve import documents
 from m27.serve.answer import Asked, completion
-from m27.serve.engine_thread import Ticket
 from m27.serve.errors import bad, from_engine
 from m27.serve.schema import ChatRequest, refuse_unsupported
 from m27.serve.server import Server
 from m27.serve.stream import chunks
+from m27.serve.ticket import Ticket
 from m27.serve.tools import Calling, calling, told
 
 

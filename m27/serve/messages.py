@@ -23,17 +23,20 @@ from m27.serve.tools import spelled
 
 Part = dict[str, Any]
 SIZE = (128, 128)  # pixels (height, width) in which the model is shown every picture
+_FEW = 2  # pictures of a request that the engine turns into codes itself, between two steps
 _CONCURRENT = 4  # media of one request that are decoded at once
 
 
 @dataclass
 class Intake:
-    """The way in for media: `gate` decodes what strangers wrote, `encoder` makes codes of it."""
+    """The way in for media: `gate` decodes what strangers wrote, `encoder` makes codes of it. `pixels`: a
+    message's pictures, where there are few, are left to the engine as they are."""
 
     gate: Gate
     encoder: Encoder
     settings: Settings
     metrics: Metrics
+    pixels: bool = False
 
     async def picture(self, decoding: Awaitable[Pixels], tenant: str, where: str) -> Part:
         """An image part from what the gate gives. Raises ApiError."""
@@ -43,7 +46,9 @@ class Intake:
         """An audio part from what the gate gives. Raises ApiError."""
         return await self._part("audio", decoding, tenant, where)
 
-    async def _part(self, kind: str, decoding: Awaitable[Any], tenant: str, where: str) -> Part:
+    async def _part(
+        self, kind: str, decoding: Awaitable[Any], tenant: str, where: str, pixels: bool = False
+    ) -> Part:
         try:
             with self.metrics.timed("decode", kind):
                 array = await decoding
@@ -52,6 +57,9 @@ class Intake:
             raise ApiError(
                 error.status, f"{where}: {error}", code=error.code, param=where, retry_after=after
             ) from None
+        if pixels:
+            known = self.encoder.known(kind, array, tenant)
+            return {"type": kind, kind: array} if known is None else {"type": kind, "codes": known}
         encode = self.encoder.image if kind == "image" else self.encoder.audio
         with self.metrics.timed("encode", kind):
             try:
@@ -62,7 +70,7 @@ class Intake:
 
     async def messages(self, messages: Sequence[Message], tenant: str) -> list[dict[str, Any]]:
         """The conversation in the model's form. Raises ApiError that names message and part."""
-        self._check(messages)
+        pixels = self._check(messages) <= _FEW and self.pixels
         slots = asyncio.Semaphore(_CONCURRENT)
         tasks: list[asyncio.Task[Part]] = []
         out: list[dict[str, Any]] = []
@@ -75,7 +83,7 @@ class Intake:
                         if isinstance(part, TextPart):
                             parts.append({"type": "text", "text": part.text})
                         else:
-                            task = group.create_task(self._media(part, tenant, where, slots))
+                            task = group.create_task(self._media(part, tenant, where, slots, pixels))
                             tasks.append(task)
                             parts.append(task)
                     role = "system" if message.role == "developer" else message.role
@@ -88,16 +96,17 @@ class Intake:
         return out
 
     async def _media(
-        self, part: ImagePart | AudioPart, tenant: str, where: str, slots: asyncio.Semaphore
+        self, part: ImagePart | AudioPart, tenant: str, where: str, slots: asyncio.Semaphore, pixels: bool
     ) -> Part:
         async with slots:
             if isinstance(part, ImagePart):
-                return await self.picture(self.gate.picture(part.image_url.url, SIZE), tenant, where)
+                decoding = self.gate.picture(part.image_url.url, SIZE)
+                return await self._part("image", decoding, tenant, where, pixels)
             audio = part.input_audio
             return await self.sound(self.gate.sound(audio.data, audio.format), tenant, where)
 
-    def _check(self, messages: Sequence[Message]) -> None:
-        """Limits that need no decoding. Raises ApiError."""
+    def _check(self, messages: Sequence[Message]) -> int:
+        """Limits that need no decoding; how many media there are. Raises ApiError."""
         settings, text, media = self.settings, 0, 0
         if len(messages) > settings.messages:
             raise bad(f"{len(messages)} messages; {settings.messages} is the most", "messages")
@@ -113,6 +122,7 @@ class Intake:
         if media > settings.media:
             why = f"{media} pictures and sounds; {settings.media} is the most"
             raise bad(why, "messages", "too_many_media")
+        return media
 
 
 def _parts(message: Message, number: int) -> list[TextPart | ImagePart | AudioPart]:

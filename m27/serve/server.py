@@ -16,12 +16,13 @@ from m27.serve import transport
 from m27.serve.answer import Asked
 from m27.serve.auth import Keys
 from m27.serve.body import Bodies
-from m27.serve.engine_thread import EngineThread, Ticket
 from m27.serve.errors import ApiError
+from m27.serve.front import Front
 from m27.serve.gate import Gate
 from m27.serve.messages import Intake
 from m27.serve.metrics import Metrics
 from m27.serve.settings import Settings
+from m27.serve.ticket import Ticket
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class Server:
     """The parts of one server. `media`: what its model can produce; `adapters` by name."""
 
     settings: Settings
-    engine: EngineThread
+    engine: Front
     processor: Processor
     keys: Keys
     metrics: Metrics
@@ -45,16 +46,16 @@ class Server:
     @classmethod
     def of(
         cls,
-        engine: EngineThread,
+        engine: Front,
         settings: Settings,
         keys: Keys,
         gate: Gate,
         adapters: tuple[str, ...] = (),
     ) -> Server:
         """A server over a running engine."""
-        processor, metrics = engine.engine.processor, Metrics()
+        processor, metrics = engine.processor, Metrics()
         encoder = Encoder(processor, settings.media_threads)
-        intake = Intake(gate, encoder, settings, metrics)
+        intake = Intake(gate, encoder, settings, metrics, engine.encodes)
         codecs = {"image": processor.image_codec, "audio": processor.audio_codec}
         media = tuple(m for m in MEDIA if m == "text" or codecs[m] is not None)
         bodies = Bodies(settings)
@@ -95,7 +96,7 @@ class Server:
         return await transport.within(request, work, self.left_seconds(request))
 
     async def ask(self, request: Request, live: bool) -> Ticket:
-        """Put a request to the engine; see `EngineThread.ask`."""
+        """Put a request to the engine; see `Front.ask`."""
         return await self.engine.ask(request, live)
 
     def stream(
@@ -115,6 +116,6 @@ class Server:
         return self.engine.state
 
     def close(self) -> None:
-        """End the engine's thread and the others."""
+        """End the engine and the threads."""
         self.engine.close()
         self.encoder.close()

@@ -16,8 +16,8 @@ from m27.codec.media import SAMPLE_RATE
 from m27.infer.request import Event
 from m27.serve import parts, tools
 from m27.serve.answer import Asked, Meter, audio_id, call_json, usage_json
-from m27.serve.engine_thread import Ticket
 from m27.serve.errors import ApiError, from_engine
+from m27.serve.ticket import Ticket
 
 Json = dict[str, Any]
 _log = logging.getLogger("m27.serve")
@@ -171,8 +171,8 @@ async def chunks(ticket: Ticket, asked: Asked) -> AsyncIterator[bytes]:
     meter = Meter(asked)
     choices = [Choice(index, asked) for index in range(ticket.request.n)]
     frames = [Frame(asked, choice.index) for choice in choices]
-    yield b"".join(frame({"delta": {"role": "assistant", "content": ""}}) for frame in frames)
-    due: list[bytes] = []
+    # Who speaks goes out with the first words: a piece less to send, and to be woken by.
+    due = [frame({"delta": {"role": "assistant", "content": ""}}) for frame in frames]
     try:
         async for batch in ticket.batches():
             for event in batch:

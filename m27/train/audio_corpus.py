@@ -212,6 +212,10 @@ class Corpus:
         self.teacher = view("teacher", np.float16, (total, dim))
         self.acoustic = view("acoustic", np.float16, (total, 2 * ACOUSTIC))
         self.codes: torch.Tensor | None = None  # of every strip, where someone has encoded them
+        self._share(weights)
+
+    def _share(self, weights: dict[str, float]) -> None:
+        """How often each strip is drawn, and the captions that others are taken from."""
         share = np.zeros(len(self.sources))
         texts: dict[str, set[str]] = {}
         for source in sorted(set(self.sources)):
@@ -240,8 +244,11 @@ class Corpus:
         kept = every[level > 60][:: max(int((level > 60).sum()) // count, 1)]
         return self.teacher[kept].float()
 
-    def batch(self, rng: np.random.Generator, size: int, codes: int, others: int = 0) -> Batch:
-        """``size`` random crops of ``codes`` codes, and ``others`` further captions.
+    def draw(
+        self, rng: np.random.Generator, size: int, codes: int, others: int = 0
+    ) -> tuple[torch.Tensor, list[Span], list[str]]:
+        """Places ``[size, codes]`` of random crops on the device, their captioned spans, and ``others``
+        further captions.
 
         Half of the batches name notes without their keys, so that the instrument counts by itself.
         """
@@ -268,7 +275,11 @@ class Corpus:
                 texts = self.texts[group]
                 picked.append(named(texts[int(rng.integers(len(texts)))]))
         where = torch.tensor(rows)[:, None] + torch.arange(codes)
-        where = where.to(self.device)
+        return where.to(self.device), spans, picked
+
+    def batch(self, rng: np.random.Generator, size: int, codes: int, others: int = 0) -> Batch:
+        """``size`` random crops of ``codes`` codes, and ``others`` further captions, see `draw`."""
+        where, spans, picked = self.draw(rng, size, codes, others)
         return Batch(
             self.wave[where].flatten(1).float() / 32_767,
             self.heard[where].float(),

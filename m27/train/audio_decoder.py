@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from m27.codec.audio import AudioCodec
 from m27.train.audio_adversary import Adversary, fool_loss, judge_loss, matching_loss
-from m27.train.audio_codec import WEIGHTS, AudioTraining, Trainer, adam, rate
+from m27.train.audio_codec import WEIGHTS, AudioTraining, Row, Trainer, adam, rate
 from m27.train.audio_corpus import Corpus, fast_bf16
 from m27.train.audio_losses import LossWeights, resynthesis, spectral_loss
 
@@ -90,8 +90,8 @@ class DecoderTrainer(Trainer):
         self.step = 0
         self.seconds = 0.0
 
-    def train_step(self) -> tuple[dict[str, float], Tensor]:
-        """One step; its data and noise depend on seed and step number only."""
+    def train_step(self) -> tuple[Row, Tensor]:
+        """One step; its data and noise depend on seed and step number only. Losses stay on the device."""
         recipe, device = self.recipe, self.recipe.device
         rng = np.random.default_rng((recipe.seed, self.step))
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)
@@ -106,20 +106,26 @@ class DecoderTrainer(Trainer):
         loss = recipe.weights.total(terms)
         lr = rate(self.step, done, recipe)
         if done >= recipe.adversary_from:
-            at = int(torch.randint(0, wave.shape[1] - recipe.samples + 1, ()))
-            cut = (slice(0, recipe.rows), slice(at, at + recipe.samples))
-            real, made = batch.wave_BT[cut], wave[cut]
-            terms["judge"] = judge_loss(self.adversary(real), self.adversary(made.detach()))
-            self.advance("adversary", terms["judge"], lr)
-            self.adversary.requires_grad_(False)
-            with torch.no_grad():
-                wanted = self.adversary(real)
-            maps = self.adversary(made)
-            terms["fool"], terms["matching"] = fool_loss(maps), matching_loss(wanted, maps)
-            self.adversary.requires_grad_(True)
-            loss = loss + recipe.fool * terms["fool"] + recipe.matching * terms["matching"]
+            loss = loss + self.adverse(batch.wave_BT, wave, terms, lr)
         norm = self.advance("maker", loss, lr)
         self.step += 1
-        row = {name: float(term.detach()) for name, term in terms.items()}
-        row |= {"loss": float(loss.detach()), "norm": norm, "lr": lr}
-        return row, batch.codes_BN.detach()
+        row: Row = {name: term.detach() for name, term in terms.items()}
+        return row | {"loss": loss.detach(), "norm": norm, "lr": lr}, batch.codes_BN.detach()
+
+    def adverse(
+        self, real_BT: Tensor, made_BT: Tensor, terms: dict[str, Tensor], lr: float
+    ) -> Tensor:
+        """A step of the discriminators, and what the maker's loss gets from them; both into ``terms``."""
+        recipe = self.recipe
+        at = int(torch.randint(0, made_BT.shape[1] - recipe.samples + 1, ()))
+        cut = (slice(0, recipe.rows), slice(at, at + recipe.samples))
+        real, made = real_BT[cut], made_BT[cut]
+        terms["judge"] = judge_loss(self.adversary(real), self.adversary(made.detach()))
+        self.advance("adversary", terms["judge"], lr)
+        self.adversary.requires_grad_(False)
+        with torch.no_grad():
+            wanted = self.adversary(real)
+        maps = self.adversary(made)
+        terms["fool"], terms["matching"] = fool_loss(maps), matching_loss(wanted, maps)
+        self.adversary.requires_grad_(True)
+        return recipe.fool * terms["fool"] + recipe.matching * terms["matching"]

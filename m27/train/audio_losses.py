@@ -57,7 +57,8 @@ def k_means(x_ND: Tensor, units: int, rounds: int = 12) -> Tensor:
     centroids = x_ND[torch.linspace(0, len(x_ND) - 1, units).long()].clone()
     for _ in range(rounds):
         number = nearest(x_ND, centroids)
-        count = torch.bincount(number, minlength=units)[:, None]
+        count = torch.zeros_like(centroids[:, 0]).index_add_(0, number, torch.ones_like(x_ND[:, 0]))
+        count = count[:, None]
         total = torch.zeros_like(centroids).index_add_(0, number, x_ND)
         centroids = torch.where(count > 0, total / count.clamp_min(1), centroids)
     return centroids
@@ -120,8 +121,9 @@ class LossWeights:
 
 def losses(
     codec: AudioCodec, heads: Heads, batch: Batch, scale: tuple[Tensor, Tensor], bf16: bool
-) -> tuple[dict[str, Tensor], Tensor]:
-    """All loss terms of a batch (unweighted scalars) and the codes ``[B, N]``."""
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """All loss terms of a batch (unweighted scalars), the codes ``[B, N]`` and the wave ``[B, T]`` that
+    came out."""
     kind = batch.wave_BT.device.type
     with torch.autocast(kind, torch.bfloat16, enabled=bf16):
         z = codec.encoder(batch.heard_BND, batch.acoustic_BFM)
@@ -148,7 +150,7 @@ def losses(
     eye = torch.eye(len(spread), device=spread.device)
     terms["white"] = (spread - eye).square().sum() / len(spread)
     terms["captions"] = captions
-    return terms, codes
+    return terms, codes, wave
 
 
 def resynthesis(codec: AudioCodec, h_BND: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -221,6 +221,9 @@ class Fused:
         self.rotary = decoder.model.rotary
         self.kernels = Kernels(compile)
         self.products = choose(dtype, decoder.model.norm.weight.device, compile)
+        half = self.products.half
+        if half is not None:
+            self.kernels.swiglu, self.kernels.swiglu_backward = half.swiglu, half.swiglu_backward
         self.layers: list[_Layer] = []
         kind = _Trained if full else _Linear
         with torch.no_grad():

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from m27.codec.image import LEVELS, ImageCodec
+from m27.codec.image import DECODER, LEVELS, ImageCodec
 from m27.runtime import dtype
 from m27.train.image_adversary import Critic, balanced, in_units
 from m27.train.image_data import Bank, Batch, Pictures
@@ -34,6 +34,7 @@ from m27.train.image_losses import (
     correlation_loss,
     feature_loss,
     pixel_loss,
+    recognised_loss,
 )
 
 Losses = dict[str, Tensor]
@@ -50,7 +51,9 @@ class ImageCodecOptions:
     ``adversarial`` is the length of the adversary's gradient in pixels as a share of that of the
     other losses there, 0 for none; the critic learns alone for ``critic_alone`` steps, and its
     share grows to the full one over as many again. ``teacher`` and ``captions`` of 0 leave those
-    losses out.
+    losses out. ``recognised`` weighs what the trunk sees in the decoded picture with all of its blocks.
+    ``adversary_from`` is the share of the run before which there is no adversary at all, and ``widths``
+    those of the decoder.
     """
 
     steps: int = 20_000
@@ -67,12 +70,15 @@ class ImageCodecOptions:
     colour: float = 2.0
     code_colour: float = 0.5
     perceptual: float = 0.25
+    recognised: float = 0.0
     teacher: float = 1.0
     captions: float = 0.2
     apart: float = 0.05
     adversarial: float = 0.0
     critic_lr: float = 4e-4
     critic_alone: int = 100
+    adversary_from: float = 0.0
+    widths: tuple[int, ...] = DECODER
     lecam: float = 0.01
     compile: bool = False
     seed: int = 0
@@ -92,7 +98,7 @@ class ImageCodecTrainer:
     ) -> None:
         torch.manual_seed(options.seed)
         self.options, self.folder, self.device = options, folder, torch.device(device)
-        self.codec = ImageCodec(LEVELS)
+        self.codec = ImageCodec(LEVELS, options.widths)
         if trunk is not None:
             self.codec.trunk.load_state_dict(trunk)
         self.codec.trunk.requires_grad_(False)
@@ -117,6 +123,7 @@ class ImageCodecTrainer:
             "critic": self._optimizer({"critic": options.warmup}, options.critic_lr, 0.5),
         }
         self.step, self.seconds = 0, 0.0
+        self._share_of_run, self._adverse_since = 0.0, 0
         self.begun = time.time()
 
     def _optimizer(self, warmups: dict[str, int], lr: float, beta: float) -> torch.optim.AdamW:
@@ -164,8 +171,9 @@ class ImageCodecTrainer:
         with self._autocast():
             y = self.decode(q)
         made = y.detach().float().requires_grad_()
+        deep = options.recognised > 0
         with self._autocast():
-            near = self.codec.trunk(made, 5)
+            near = self.codec.trunk(made, 16 if deep else 5)
         losses: Losses = {
             "pixel": pixel_loss(made, x),
             "colour": colour_loss(made, x),
@@ -176,7 +184,11 @@ class ImageCodecTrainer:
             + options.colour * losses["colour"]
             + options.perceptual * losses["feature"]
         )
-        adverse = options.adversarial > 0
+        if deep:
+            with self._autocast():
+                losses["recognised"] = recognised_loss(self.codec.trunk, near, maps)
+            seen = seen + options.recognised * losses["recognised"]
+        adverse = options.adversarial > 0 and self._share_of_run >= options.adversary_from
         (gradient,) = torch.autograd.grad(seen, made, retain_graph=adverse)
         if adverse:
             share = options.adversarial * self._critic_share()
@@ -200,11 +212,10 @@ class ImageCodecTrainer:
 
     def _critic_share(self) -> float:
         alone = self.options.critic_alone
-        return min(max((self.step - alone) / max(alone, 1), 0.0), 1.0)
+        since = self.step - self._adverse_since
+        return min(max((since - alone) / max(alone, 1), 0.0), 1.0)
 
-    def _criticise(
-        self, x: Tensor, maps: list[Tensor], made: Tensor, near: list[Tensor]
-    ) -> Tensor:
+    def _criticise(self, x: Tensor, maps: list[Tensor], made: Tensor, near: list[Tensor]) -> Tensor:
         """The critic's loss, its gradients taken."""
         near = [m.detach() for m in near]
         with self._autocast():
@@ -237,7 +248,10 @@ class ImageCodecTrainer:
         begun = time.perf_counter()
         options = self.options
         batch = bank.draw(options.batch, options.size, options.seed, self.step)
-        decay = 0.5 * (1 + np.cos(np.pi * self.progress())) * 0.98 + 0.02
+        self._share_of_run = self.progress()
+        if self._share_of_run < options.adversary_from:
+            self._adverse_since = self.step + 1
+        decay = 0.5 * (1 + np.cos(np.pi * self._share_of_run)) * 0.98 + 0.02
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
@@ -276,6 +290,7 @@ class ImageCodecTrainer:
             "step": self.step,
             "seconds": self.seconds,
             "begun": self.begun,
+            "adverse_since": self._adverse_since,
             "options": asdict(self.options),
         }
         temporary = self.folder / "state.tmp"
@@ -314,6 +329,7 @@ class ImageCodecTrainer:
                 optimizer.state[parameter] = counted | moments
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
         self.begun = float(meta["begun"])
+        self._adverse_since = int(meta.get("adverse_since", 0))
         return True
 
     def run(self, groups: Sequence[Pictures], log_every: int = 25) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m27.codec.trunk import POOLED, SCALES
+from m27.codec.trunk import POOLED, SCALES, Trunk
 from m27.train.image_data import BUCKETS
 
 CHROMA = 3.0  # a step in chroma counts as much as so many in luma
@@ -67,12 +67,26 @@ def pixel_loss(made_B3HW: Tensor, given_B3HW: Tensor) -> Tensor:
 
 
 def feature_loss(made: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor:
-    """L1 of maps of a network, each in units of its own mean; summed over the maps of ``made``."""
+    """L1 of maps of a network, each in units of its own mean; summed over the first two of ``made``."""
     terms = [
         (a.float() - b.float()).abs().mean() / b.float().abs().mean().clamp_min(1e-3)
-        for a, b in zip(made, given, strict=False)
+        for a, b in zip(made[:2], given, strict=False)
     ]
     return torch.stack(terms).sum()
+
+
+def recognised_loss(trunk: Trunk, near: Sequence[Tensor], given: Sequence[Tensor]) -> Tensor:
+    """How far the trunk is from seeing in a decoded picture what it sees in the given one: 1 - cosine of its
+    last map, place by place, and of its pooled features, each a scalar; their sum.
+
+    ``near`` and ``given`` are the four maps of either. Early maps make edges sharp; these make things be what
+    they are.
+    """
+    local = 1 - F.cosine_similarity(near[3].float(), given[3].float(), dim=1).mean()
+    with torch.no_grad():
+        wanted = trunk.pooled(given[3])
+    seen = trunk.pooled(near[3])
+    return local + 1 - F.cosine_similarity(seen.float(), wanted.float(), dim=-1).mean()
 
 
 def correlation_loss(q_BDhw: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from m27 import runtime
 from m27.data.loader import MEDIA
 from m27.data.mixture import Corpus, State
 from m27.model.decoder import Decoder
-from m27.train import checkpoint, feed
+from m27.train import checkpoint, demands, feed
 from m27.train.feed import Planned
 from m27.train.flops import Flops, peak
 from m27.train.interrupt import on_signal
@@ -36,10 +36,9 @@ from m27.train.objective import Tally
 from m27.train.optim import Optimiser
 from m27.train.parallel import Parallel, own_device, own_threads
 from m27.train.passes import Pass, choose, half_of
-from m27.train.qlora import BaseError, bits_of, hold
 from m27.train.routing import Balancer, strength
-from m27.train.rows import FreeRows, FrozenRows, Rows
-from m27.train.settings import SettingError, TrainConfig
+from m27.train.rows import Rows
+from m27.train.settings import TrainConfig
 from m27.train.watch import Sample, Watch
 from m27.train.whole import WholePass
 
@@ -73,22 +72,15 @@ class Trainer:
         run: Path,
         quiet: bool = False,
     ) -> None:
-        if config.steps is None and config.minutes is None:
-            raise SettingError("a run needs `steps` or `minutes`")
+        demands.see(config, rows)
         self.config, self.rows, self.corpus, self.run_folder = config, rows, corpus, run
         self.device = rows.table_VD.device
         runtime.seed_everything(config.seed)
         full = config.body == "full"
-        if (config.rows == "free") != isinstance(rows, FreeRows) or (
-            config.rows == "frozen"
-        ) != isinstance(rows, FrozenRows):
-            raise SettingError(f"rows={config.rows} and the rows given ({type(rows).__name__}) disagree")
-        if config.rows == "free" and (not full or config.data.kl_tasks):
-            raise SettingError("rows=free trains every weight: it wants body=full and no data.kl_tasks")
         # Before any weight is taken up: what text is held to is the base as it was published.
         self._base = copy.deepcopy(decoder) if full and config.data.kl_tasks else None
         decoder.recompute = config.recompute
-        self._hold_base(decoder)
+        demands.hold_base(config, decoder)
         lora = replace(config.lora, targets=()) if full else config.lora
         self.decoder, self.adapters = decoder, Adapters(decoder, lora, config.seed)
         self.parallel = Parallel(config.parallel, self.device, config.rows == "free")
@@ -102,7 +94,6 @@ class Trainer:
         self.parameters = self.parallel.local({**body, **rows.parameters()})
         self._reference: str | None = None  # the digest of what the run began with, where that is on disk
         if config.objective == "preference":
-            self._check_preference()
             self._refer()
         learned = {name: p for name, p in self.parameters.items() if p.requires_grad}
         self.optimiser = Optimiser(learned, config.optim, self.parallel)
@@ -176,25 +167,6 @@ class Trainer:
         if self.config.objective == "preference":
             self._reference = checkpoint.keep_reference(self.run_folder, self.trained())
             self._refer()
-
-    def _hold_base(self, decoder: Decoder) -> None:
-        bits, held = self.config.base_bits, bits_of(decoder)
-        if bits is None and held is not None:
-            raise SettingError(f"the base is held in {held} bits: set base_bits={held}")
-        if bits is not None:
-            if self.config.body == "full" or self.config.path not in ("auto", "plain"):
-                raise SettingError("base_bits: it wants body=adapters or body=frozen, and path=plain")
-            try:
-                hold(decoder, bits, self.config.compile)
-            except BaseError as error:
-                raise SettingError(str(error)) from None
-
-    def _check_preference(self) -> None:
-        data = self.config.data
-        if data.drop_prompt or data.kl_tasks or self.config.z_loss:
-            raise SettingError("objective=preference: it knows no data.drop_prompt, data.kl_tasks and z_loss")
-        if self.config.rows == "free":
-            raise SettingError("objective=preference: it wants rows=maps or rows=frozen")
 
     def _refer(self) -> None:
         """Keep the model as it is now: answers are measured against it."""

@@ -114,7 +114,7 @@ def kept(c: Config, a: Arithmetic, micro: Micro) -> float:
     n = micro.tokens
     block = sum(saved_per_token(c, a, micro).values())
     angles = 2 * c.head_dim * (a.stream if a.path != "fused" else 4)
-    gain = a.full and a.device == "cpu"
+    gain = a.full and a.device == "cpu" and a.path != "fused"
     last = 4 * c.dim + (4 * c.dim if gain else 0) + 4
     if a.recompute and a.path != "fused":
         return n * (c.n_layers * a.stream * c.dim + last + angles)
@@ -144,7 +144,8 @@ def head_bytes(c: Config, a: Arithmetic, micro: Micro, trained_rows: int) -> tup
     scoring = max(scoring, piece * v * again + w * trained_rows * d)
     states = w * m * d * (5 if trained_rows else 4) + 4 * micro.tokens * d
     if a.path != "whole":
-        return scoring + states, 0.0
+        copy = w * v * d if a.path == "fused" and a.rows == "free" and a.narrow else 0.0  # of the rows, for the head
+        return scoring + states + copy, 0.0
     rows = 4.0 * v * d
     narrow = 2.0 * v * d if a.narrow else 0.0
     return scoring + states + rows + narrow * (not a.sharded), 2 * rows + narrow + w * 2 * m * d
@@ -168,7 +169,8 @@ def work_bytes(c: Config, a: Arithmetic, micro: Micro) -> float:
         swiglu = n * f * (4 * w if a.compile else (32 if a.narrow else 24))
         documents, edge = n / micro.reach, min(_BLOCK, micro.reach)
         attention = 2 * documents * c.n_heads * edge * micro.reach * w + n * (3 * f * w + 6 * d * w)
-        return n * 5 * 4 * d + max(swiglu, attention)
+        outer = 2.0 * w * d * c.ffn_dim if a.full and a.narrow else 0.0  # a gradient, before it is added in float32
+        return n * 5 * 4 * d + max(swiglu, attention, n * (3 * f * w) + outer)
     norm = n * 5 * 4 * d
     mlp = float(n * (2 * f * w + a.stream * d + (d * w if a.narrow else 0) - last))
     if not a.full:

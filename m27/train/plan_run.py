@@ -104,12 +104,16 @@ def way_of(config: TrainConfig, model: Config, device: str, narrow: bool) -> Ari
     """The pass that `m27.train.passes.choose` takes for these settings."""
     full = config.body == "full"
     path: Literal["whole", "plain", "fused", "merged"]
+    llama = model.family == "llama" and config.base_bits is None
+    based = full and (bool(config.data.kl_tasks) or config.objective == "preference")  # another decoder is asked
     if config.path != "auto":
         path = config.path
+    elif device == "cpu" and llama and not based and not (full and config.recompute):
+        path = "fused"
     elif config.rows == "free":
         path = "whole"
-    elif model.family == "llama" and not full and config.base_bits is None:
-        path = "fused" if device == "cpu" else "merged"
+    elif llama and not full and config.lora.targets:
+        path = "merged"
     else:
         path = "plain"
     targets: Sequence[str] = () if full else config.lora.targets

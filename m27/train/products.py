@@ -1,4 +1,4 @@
-"""The matrix products of the fused pass, in the way that is fastest here: torch's, or in C++ in float16.
+"""The matrix products of the fused pass, in the way that is fastest here: torch's, or in C++ in 16 bits.
 
 Layers hand over activations in the dtype of the pass and weights in the form that `weight` gave, and get back
 activations; gradients of weights gather in float32. It knows no layers.
@@ -76,7 +76,7 @@ class Products:
 
 
 class HalfProducts(Products):
-    """By the library in C++: activations in bfloat16, weights as they are, products in float16."""
+    """By the library in C++: activations in bfloat16, weights as they are, products in float16 or bfloat16."""
 
     def __init__(self, library: Half) -> None:
         super().__init__(torch.bfloat16)

@@ -40,6 +40,7 @@ def run(
     """Run `m27 ARGUMENTS` on the tiny model, in an empty working folder."""
     monkeypatch.setattr("m27.codec.image.ImageCodec", tiny.TinyImageCodec)
     monkeypatch.setattr("m27.codec.audio.AudioCodec", tiny.TinyAudioCodec)
+    monkeypatch.setattr("recipes.finetune_data.cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setenv("M27_MODEL", str(model))
     monkeypatch.chdir(tmp_path)
 

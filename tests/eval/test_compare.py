@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +95,9 @@ def test_the_report_says_who_is_better_and_what_is_noise(tmp_path):
 def test_costs_carry_their_dates_and_break_even_is_where_the_lines_cross(tmp_path):
     report = compared(tmp_path)
     ours, small, api = report["models"]
-    assert ours["cost_per_1000"] == pytest.approx(1000 * 0.0416 / 3600)
+    assert ours["cost_per_1000"] == pytest.approx(1000 * 0.0832 / 3600)
     assert api["cost_per_1000"] == pytest.approx(1000 * (900 * 0.15 + 40 * 0.6) / 1e6)
-    assert api["price"]["date"] == "2024-07-18"
+    assert api["price"]["date"] == "2026-05"
     assert api["licence"] == "closed; the provider's terms"
     at = {line["open"]: line["requests_a_month"] for line in report["break_even"]["from"]}
     device = prices.Device(**ours["price"])
@@ -118,7 +120,8 @@ def test_the_page_holds_nothing_from_elsewhere_and_runs_nothing(tmp_path):
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;" in text
-    assert "http" not in text.replace("http-equiv", "")
+    # Addresses are told, as words: those of prices' sources, and nothing loads or links to any.
+    assert not re.search(r"""(src|href|url\()\s*=?\s*["']?http""", text)
     assert "default-src 'none'" in text
     assert "prefers-color-scheme:dark" in text
     assert text.count("<svg") == 2 + 5 + 1
@@ -131,10 +134,14 @@ def test_a_price_table_is_checked_and_versions_of_a_model_are_found(tmp_path):
     assert table.api("gpt-4o-mini-2024-07-18").name == "gpt-4o-mini"
     assert table.api("openai/gpt-4o").name == "gpt-4o"
     assert table.api("gpt-4omega") is None
+    entries = [*table.apis.values(), *table.devices.values()]
+    assert all(entry.source.startswith("https://") and entry.date >= "2026" for entry in entries)
     path = tmp_path / "p.json"
     for entry, says in (
-        ({"per_hour": -1, "date": "2026-01-01"}, "a price is a number"),
-        ({"per_hour": 1, "date": "today"}, "date must be"),
+        ({"per_hour": -1, "date": "2026-01-01", "source": "me"}, "a price is a number"),
+        ({"per_hour": 1, "date": "today", "source": "me"}, "date must be"),
+        ({"per_hour": 1, "date": "2026-13", "source": "me"}, "date must be"),
+        ({"per_hour": 1, "date": "2026"}, "source must say where"),
         ({"hourly": 1}, "unexpected keyword"),
     ):  # fmt: skip
         path.write_text(json.dumps({"devices": {"mine": entry}}))
@@ -191,29 +198,83 @@ def test_what_cannot_be_compared_is_one_line(m27, arguments, says):
     assert (status, says in err, err.count("\n")) == (2, True, 1)
 
 
-@pytest.mark.slow
-def test_the_page_reads_well_in_a_browser(tmp_path):
+EXAMPLE = ROOT / "benchmarks" / "results" / "comparison"
+
+
+def test_the_example_holds_everything_that_it_promises():
+    report = json.loads((EXAMPLE / "report.json").read_text())
+    text = (EXAMPLE / "report.html").read_text("utf-8")
+    assert sum(path.stat().st_size for path in EXAMPLE.iterdir()) < 2_000_000
+    assert len(report["models"]) == 3 and len(report["tasks"]) >= 2
+    for model in report["models"]:
+        timed = ("seconds", "first", "requests_per_second", "cost_per_1000", "memory_bytes")
+        assert all(model[name] for name in (*timed, "licence", "data_goes")), model["label"]
+        assert model["licence"] != "unknown" and model["price"]["date"] in text
+        assert escape(model["price"]["source"]) in text
+        assert model["label"] in text and model["revision"] in text
+    assert report["break_even"]["from"] and any(line["requests_a_month"] for line in report["break_even"]["from"])
+    for pair in [pair for task in report["tasks"] for pair in task["pairs"]]:
+        assert pair["p_corrected"] >= pair["p"] and pair["noise"] == (pair["p_corrected"] >= 0.05)
+        assert pair["noise"] == pair["says"].startswith("within noise") and pair["says"] in text
+    apart = [sample["apart"] for sample in report["samples"]]
+    assert apart == sorted(apart, reverse=True)  # worst disagreements first; all sets are shares
+    assert text.count("<svg") == len(report["tasks"]) + 5 + 1
+
+
+@pytest.fixture(scope="module")
+def browser():
     program = os.environ.get("M27_CHROMIUM") or shutil.which("chromium")
     if not program:
         pytest.skip("no chromium: `apt-get install -y chromium`, or name one in M27_CHROMIUM")
     api = pytest.importorskip("playwright.sync_api")
-    compared(tmp_path)
-    shots = ROOT / "out" / "compare-page"
-    shots.mkdir(parents=True, exist_ok=True)
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=program, args=["--headless", "--no-sandbox", "--disable-gpu"], timeout=120_000
         )
-        for scheme in ("light", "dark"):
-            for width in (1200, 390):
-                page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-                said = []
-                page.on("console", lambda message, said=said: said.append(message.text))
-                page.goto((tmp_path / "report.html").as_uri(), timeout=120_000)
-                page.screenshot(path=shots / f"{scheme}-{width}.png", full_page=width == 1200)
-                assert said == []
-                # Nothing is wider than the window but tables, which scroll by themselves.
-                assert page.evaluate("document.documentElement.scrollWidth") <= width
-                page.close()
+        yield browser
         browser.close()
-    assert media.read_image(shots / "light-1200.png").shape[1] == 1200
+
+
+# Words over words, and words that leave their drawing, by the boxes that the browser gives them.
+FAULTS = """() => {
+  const out = [], apart = (a, b) =>
+    a.right <= b.left + 1 || b.right <= a.left + 1 || a.bottom <= b.top + 2 || b.bottom <= a.top + 2;
+  for (const svg of document.querySelectorAll('svg')) {
+    const whole = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll('text')];
+    const boxes = texts.map(text => text.getBoundingClientRect());
+    boxes.forEach((box, i) => {
+      if (box.left < whole.left - 1 || box.right > whole.right + 1) out.push('leaves: ' + texts[i].textContent);
+      for (let j = 0; j < i; j++)
+        if (!apart(box, boxes[j])) out.push(texts[i].textContent + ' over ' + texts[j].textContent);
+    });
+  }
+  return out;
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["made", "example"])
+def test_the_page_reads_well_in_a_browser(tmp_path, browser, which):
+    path = EXAMPLE / "report.html"
+    if which == "made":
+        compared(tmp_path)
+        path = tmp_path / "report.html"
+    shots = ROOT / "out" / "compare-page"
+    shots.mkdir(parents=True, exist_ok=True)
+    for scheme in ("light", "dark"):
+        for width in (1200, 390):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            said, asked = [], []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(path.as_uri(), timeout=120_000)
+            page.screenshot(path=shots / f"{which}-{scheme}-{width}.png", full_page=width == 1200)
+            assert said == []
+            assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+            # Nothing is wider than the window but tables, which scroll by themselves.
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.evaluate(FAULTS) == []
+            heads = page.locator("h2").all_text_contents()
+            assert heads == ["Quality", "Speed and memory", "Cost", "Models", "Samples side by side"]
+            page.close()
+    assert media.read_image(shots / f"{which}-light-1200.png").shape[1] == 1200

@@ -59,6 +59,7 @@ def test_what_fell_is_named_and_noise_is_not():
         "held_out": {"all": row(-0.3, -0.1)},
         "regression": {"text": row(0.05, 0.2), "sound in": row(-0.01, 0.2)},
         "answers": {},
+        "cost": {"minutes": 2.5, "processor_minutes": 4.0, "threads": 2, "peak_mb": 2100},
     }  # fmt: skip
     (warning,) = warnings(results)
     assert warning.startswith("text got worse")
@@ -66,5 +67,6 @@ def test_what_fell_is_named_and_noise_is_not():
     written = card(results)
     assert "**Warning:** text got worse" in written
     assert "1 left out" in written
+    assert "2.5 minutes (4.0 of a processor) and 2,100 MB" in written
     results["held_out"]["all"] = row(0.1, 0.2)
     assert any("held-out records got worse" in w for w in warnings(results))

@@ -23,7 +23,9 @@ from m27.infer.schema import JsonSchemas
 from m27.infer.torch_runner import TorchRunner
 from m27.serve import run
 from m27.serve.auth import Keys
-from m27.serve.engine_thread import EngineLike, EngineThread
+from m27.serve.engine_loop import EngineLike
+from m27.serve.engine_thread import EngineThread
+from m27.serve.front import Front
 from m27.serve.gate import Gate, GateLimits
 from m27.serve.listen import listen
 from m27.serve.server import Server
@@ -134,7 +136,7 @@ def engine(blocks: int = 2000, **limits: Any) -> Engine:
 
 @contextmanager
 def running(
-    over: EngineLike | None = None,
+    over: EngineLike | Front | None = None,
     settings: Settings | None = None,
     keys: Keys | None = None,
     *,
@@ -142,11 +144,11 @@ def running(
     adapters: tuple[str, ...] = (),
     web: Path = NOWHERE,
 ) -> Iterator[Live]:
-    """A server while the block lasts."""
+    """A server while the block lasts: over an engine, in a thread, or over one that runs elsewhere."""
     settings = settings or Settings(name="tiny", port=0, drain_seconds=1)
-    thread = EngineThread(over or engine(), settings.stuck_seconds)
+    front = over if isinstance(over, Front) else EngineThread(over or engine(), settings.stuck_seconds)
     gate = Gate(limits or GateLimits(workers=1))
-    server = Server.of(thread, settings, keys or Keys([]), gate, adapters)
+    server = Server.of(front, settings, keys or Keys([]), gate, adapters)
     listening = listen("127.0.0.1", 0)
     up = threading.Event()
     service = run.service(server, up.set, web)

@@ -14,9 +14,11 @@ import pytest
 
 from m27.infer.request import Event, Request
 from m27.language.processor import Processor
-from m27.serve.engine_thread import EngineThread, Linger, Ticket
+from m27.serve.engine_loop import Linger
+from m27.serve.engine_thread import EngineThread
 from m27.serve.errors import ApiError
 from m27.serve.settings import Settings
+from m27.serve.ticket import Ticket
 from tests import tiny
 from tests.serve import live
 from tests.serve.live import CHAT, Live

@@ -64,9 +64,9 @@ class Running:
         return self.process.wait(60)
 
 
-@pytest.fixture
-def serving(model: Path) -> Iterator[Running]:
-    process = start(model, "--port", "0", "--name", "tiny", "--drain", "20")
+@pytest.fixture(params=["--engine-process", "--no-engine-process"])
+def serving(model: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
+    process = start(model, "--port", "0", "--name", "tiny", "--drain", "20", request.param)
     try:
         yield Running(process)
     finally:

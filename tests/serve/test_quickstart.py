@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from m27.serve.engine_process import RESTARTS, WITHIN
 from m27.serve.gate import GateLimits
 from m27.serve.settings import Settings
 from tests.serve import live
@@ -88,6 +89,7 @@ def test_the_table_of_limits_says_what_the_code_has() -> None:
         "`priority`": str(settings.priority),
         "connections": f"{settings.connections:,}",
         "a step of the engine until it counts as stuck": f"{settings.stuck_seconds:g} s",
+        "starts anew of an engine's process that died": f"{RESTARTS} in {WITHIN:g} s",
         "answers under way when stopped": f"{settings.drain_seconds:g} s",
     }
     assert {name: rows.get(name) for name in said} == said

@@ -22,12 +22,18 @@ from m27.train.image_losses import (
     opponent,
     patch_colours,
     pixel_loss,
+    recognised_loss,
 )
 from m27.train.image_report import probe, psnr, ssim, use
 from m27.train.image_shapes import NAMED, shapes
+from tests.train.test_audio_live import without_autocast
 
 OPTIONS = ImageCodecOptions(steps=4, batch=4, size=32, warmup=1, codec_warmup=1)
 ADVERSE = replace(OPTIONS, adversarial=0.5, critic_alone=1)
+DEEP = replace(
+    OPTIONS, adversarial=0.5, critic_alone=1, recognised=0.5, adversary_from=0.25,
+    widths=(64, 32, 16, 8),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_captions_are_hashed_word_by_word() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [ADVERSE, replace(ADVERSE, stage="decoder")], ids=["all", "decoder"]
+    "options", [ADVERSE, replace(ADVERSE, stage="decoder"), DEEP], ids=["all", "decoder", "deep"]
 )
 def test_resumed_equals_uninterrupted(
     options: ImageCodecOptions, groups: list[Pictures], tmp_path: Path
@@ -93,6 +99,43 @@ def test_resumed_equals_uninterrupted(
             assert torch.equal(value, second.modules[part].state_dict()[name]), (part, name)
     rows = [json.loads(r) for r in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert len(rows) == 4 and "fooled" in rows[-1] and "fooled" not in rows[0]
+    assert ImageCodec.load(tmp_path / "whole").widths == options.widths
+
+
+def test_no_step_waits_for_its_device(
+    groups: list[Pictures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device with shapes and no values, a value that the host asks for and a tensor left elsewhere are errors."""
+    without_autocast(monkeypatch)
+    trainer = ImageCodecTrainer(None, DEEP, tmp_path, "meta")
+    trainer.step = 3
+    made = trainer.train_step(Bank(groups, "meta"))
+    assert {"recognised", "fooled", "critic", "teacher", "unique"} <= set(made)
+    assert {value.device.type for value in made.values()} == {"meta"}
+
+
+def test_a_wider_decoder_goes_on_from_the_same_codes(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    ImageCodec().save(tmp_path)
+    shipped = ImageCodec.load(tmp_path)
+    trainer = ImageCodecTrainer(None, replace(DEEP, stage="decoder"), tmp_path / "run")
+    trainer.begin_from(tmp_path)
+    trainer.codec.save(tmp_path / "wide")
+    wide = ImageCodec.load(tmp_path / "wide")
+    pixels = torch.rand(2, 3, 32, 32)
+    assert wide.widths == DEEP.widths != shipped.widths
+    assert torch.equal(wide.encode(pixels), shipped.encode(pixels))
+    assert wide.codes_revision == shipped.codes_revision
+    assert wide.decode(wide.encode(pixels)).shape == (2, 3, 32, 32)
+
+
+def test_what_is_recognised_is_nought_for_the_same_picture_and_grows() -> None:
+    torch.manual_seed(0)
+    trunk, last = ImageCodec().trunk.requires_grad_(False), torch.randn(2, 320, 2, 2)
+    early = [torch.zeros(1)] * 3  # which count for nothing here
+    given, other = [*early, last], [*early, last.roll(1, 0)]
+    assert float(recognised_loss(trunk, given, given)) == pytest.approx(0, abs=1e-5)
+    assert float(recognised_loss(trunk, other, given)) > 0.5
 
 
 def test_the_decoder_stage_leaves_every_code_as_it_was(

@@ -36,9 +36,12 @@ CASES = [
     Case("maps", SMALL, "plain", rows="maps", length=256),
     Case("LoRA", SMALL, "plain", "adapters", "frozen", length=256),
     Case("LoRA", SMALL, "plain", "adapters", "maps", length=256, recompute=True),
+    Case("full, fused", SMALL, "fused", length=256),
+    Case("full, fused, maps", SMALL, "fused", rows="maps", length=256),
     Case("LoRA, fused", SMALL, "fused", "adapters", "maps", length=256),
 ]
 NARROW = [
+    Case("full, fused", SMALL, "fused", length=256, dtype="bfloat16"),
     Case("full", SMALL, "whole", length=256, dtype="bfloat16"),
     Case("full", SMALL, "whole", length=256, dtype="bfloat16", recompute=True),
     Case("LoRA", SMALL, "plain", "adapters", "frozen", length=256, dtype="bfloat16"),

@@ -23,7 +23,13 @@ FULL = TrainConfig("a", steps=10, device="cpu", dtype="float32", body="full", ro
         ("nano", {}, "cuda", "merged"),
         ("7b", {}, "cpu", "plain"),
         ("nano", {"base_bits": 4}, "cpu", "plain"),
-        ("nano", {"body": "full", "rows": "free"}, "cpu", "whole"),
+        ("nano", {"body": "full", "rows": "free"}, "cpu", "fused"),
+        ("nano", {"body": "full", "rows": "free", "recompute": True}, "cpu", "whole"),
+        ("nano", {"body": "full", "rows": "free"}, "cuda", "whole"),
+        ("nano", {"body": "full", "rows": "maps"}, "cpu", "fused"),
+        ("nano", {"body": "full", "rows": "maps"}, "cuda", "plain"),
+        ("nano", {"body": "full", "objective": "preference"}, "cpu", "plain"),
+        ("7b", {"body": "full", "rows": "free"}, "cpu", "whole"),
         ("nano", {"path": "plain"}, "cuda", "plain"),
     ],
 )
@@ -33,7 +39,7 @@ def test_the_pass_is_the_one_that_the_settings_take(size, settings, device, path
 
 def test_memory_and_time_of_a_run():
     found = expected(FULL, SIZES["tiny"], MACHINE)
-    a = Arithmetic(narrow=False, device="cpu", compile=True, rank=32, targets=())
+    a = Arithmetic("fused", narrow=False, device="cpu", compile=True, rank=32, targets=())
     assert found.memory == local(SIZES["tiny"], a, Micro(FULL.data.rows, FULL.data.row))
     assert found.fits and found.step_tokens == 4 * 2048
     assert found.seconds == pytest.approx(10 * found.step_seconds)

@@ -54,6 +54,7 @@ class Settings:
     device: str = "auto"
     key: str = "OPENAI_API_KEY"
     tries: int = 8
+    adapter: str | None = None  # a folder that PEFT wrote, for a folder of weights
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self._folder, self._settings = folder, settings
+        self._adapter = None if settings.adapter is None else Path(settings.adapter)
         self._growth = Growth()
         if not (folder / "config.json").is_file():
             raise AnswererError(f"{folder}: no model here; give 'nano', a folder, hf:, openai: or stored:")
@@ -36,9 +37,12 @@ class Checkpoint:
         self.stock = False
         try:
             self.engine = Engine.load(
-                folder, precision=settings.precision, device=settings.device, threads=settings.threads, limits=limits
-            )
+                folder, precision=settings.precision, device=settings.device, threads=settings.threads, limits=limits,
+                adapter=settings.adapter,
+            )  # fmt: skip
         except VocabularyError as ours:
+            if settings.adapter is not None:
+                raise AnswererError(f"{folder}: an adapter is for a model of ours: {ours}") from ours
             # No vocabulary of ours: a stock model of words, whose tokenizer must mark turns as ChatML does.
             processor = stock_processor(folder, ours)
             runner = load_runner(
@@ -51,8 +55,9 @@ class Checkpoint:
         runner = self.engine.runner.facts()
         device = str(runner.get("device", "cpu"))
         return Facts(
-            str(self._folder), "checkpoint", weights_revision(self._folder), str(runner.get("precision", "unknown")),
-            device, licence(self._folder), memory_bytes=self._growth.bytes(device), at_once=self._settings.at_once,
+            str(self._folder), "checkpoint", weights_revision(self._folder, self._adapter),
+            str(runner.get("precision", "unknown")), device, licence(self._folder),
+            memory_bytes=self._growth.bytes(device), at_once=self._settings.at_once,
         )  # fmt: skip
 
     def answer(self, asked: Sequence[Asked], settings: Settings | None = None) -> Iterator[Answer]:

@@ -40,8 +40,9 @@ code{font:.86em ui-monospace,monospace;overflow-wrap:anywhere}
 """
 
 QUALITY = """<p>Dots are scores, whiskers 95 % intervals (bootstrap over samples). Whether one model is better is
-tested on the same samples in pairs; what is said corrects p for the number of comparisons on this page (Holm).
-Overlapping whiskers alone prove nothing either way.</p>"""
+tested on the same samples in pairs; what is said corrects p for the number of comparisons on this page (Holm). A
+difference is called within noise where that p is 0.05 or more: these samples do not tell the two apart, however far the
+dots lie from one another. Overlapping whiskers alone prove nothing either way.</p>"""
 SPEED = """<p>Measured while the questions were asked, several under way at once, beside whatever else the machine was
 doing; bars are medians, thin lines reach to the 95th percentile. Under way at once: {at_once}.</p>"""
 MEMORY = """<p class="faint">Memory is what this process grew by while the model was loaded and asked, or what the GPU

@@ -1,6 +1,6 @@
 """What answers cost: by the token at an API, by the hour on a device. The table is a file that anyone can edit.
 
-Every price carries the date on which it was noted; a page that shows a cost shows that date.
+Every price carries its date, as exactly as is known, and where it stands; a page that shows a cost shows both.
 """
 
 from __future__ import annotations
@@ -80,9 +80,12 @@ def read(path: Path = SHIPPED) -> Prices:
         if any(not isinstance(v, (int, float)) or isinstance(v, bool) or not 0 <= v < 1e9 for v in numbers):
             raise PriceError(f"{path}: {entry.name}: a price is a number from 0 on")
         try:
-            date.fromisoformat(entry.date)
-        except (ValueError, TypeError):
-            raise PriceError(f"{path}: {entry.name}: date must be as 2026-01-31, not {entry.date!r}") from None
+            date.fromisoformat(entry.date + {4: "-01-01", 7: "-01", 10: ""}[len(entry.date)])
+        except (ValueError, TypeError, KeyError):
+            why = "date must be as 2026-01-31, 2026-01 or 2026"
+            raise PriceError(f"{path}: {entry.name}: {why}, not {entry.date!r}") from None
+        if not isinstance(entry.source, str) or not entry.source.strip():
+            raise PriceError(f"{path}: {entry.name}: source must say where the price stands")
     return Prices(str(data.get("currency", "USD")), apis, devices)
 
 

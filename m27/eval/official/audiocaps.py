@@ -10,7 +10,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import FormatError, Sample, ask, need, sound
+from m27.eval.official.sample import FormatError, ask, need, sample, sound
+from m27.eval.samples import Sample
 
 PROMPT = "Describe the sound in one sentence."
 ENDINGS = (".wav", ".flac", ".mp3", ".ogg")
@@ -34,6 +35,6 @@ def samples(
         names = [f"{stem}{end}" for stem in (f"{key}_{start}", key) for end in ENDINGS]
         found = next((folder / name for name in names if (folder / name).is_file()), None)
         if found is not None:
-            yield Sample(f"{key}_{start}", ask(sound(found), prompt), captions)
+            yield sample(f"{key}_{start}", ask(sound(found), prompt), captions)
         elif not partly:
             raise FormatError(f"{file}: no clip {names[0]} or {key}.wav in {folder}")

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m27.eval.official.audiocaps import PROMPT
-from m27.eval.official.sample import FormatError, Sample, ask, need, sound
+from m27.eval.official.sample import FormatError, ask, need, sample, sound
+from m27.eval.samples import Sample
 
 CAPTIONS = tuple(f"caption_{n}" for n in range(1, 6))
 
@@ -27,4 +28,4 @@ def samples(
             name, *captions = need(row, ("file_name", *CAPTIONS), f"{file}:{number}")
             if not (folder / name).is_file():
                 raise FormatError(f"{file}:{number}: no clip {name} in {folder}")
-            yield Sample(name, ask(sound(folder / name), prompt), captions)
+            yield sample(name, ask(sound(folder / name), prompt), captions)

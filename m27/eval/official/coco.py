@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import FormatError, Sample, ask, need, picture, read_json
+from m27.eval.official.sample import FormatError, ask, need, picture, read_json, sample
+from m27.eval.samples import Sample
 
 PROMPT = "Describe the picture in one sentence."
 
@@ -29,4 +30,4 @@ def samples(
         key, name = need(row, ("id", "file_name"), where)
         if key not in captions:
             raise FormatError(f"{where}: no caption of image {key}")
-        yield Sample(str(key), ask(picture(folder / name), prompt), captions[key])
+        yield sample(str(key), ask(picture(folder / name), prompt), captions[key])

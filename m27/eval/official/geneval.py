@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import Sample, ask, need, read_lines
+from m27.eval.official.sample import ask, need, read_lines, sample
+from m27.eval.samples import Sample
 
 
 def samples(path: str | Path) -> Iterator[Sample]:
@@ -13,4 +14,4 @@ def samples(path: str | Path) -> Iterator[Sample]:
     takes."""
     for number, (where, row) in enumerate(read_lines(Path(path))):
         prompt, _, _ = need(row, ("prompt", "tag", "include"), where)
-        yield Sample(f"{number:05d}", ask(prompt), None, row)
+        yield sample(f"{number:05d}", ask(prompt), None, row)

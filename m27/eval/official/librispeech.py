@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import FormatError, Sample, ask, sound
+from m27.eval.official.sample import FormatError, ask, sample, sound
+from m27.eval.samples import Sample
 
 PROMPT = "Write down what is said."
 
@@ -28,4 +29,4 @@ def samples(path: str | Path, prompt: str = PROMPT) -> Iterator[Sample]:
             if not text or not audio.is_file():
                 lack = f"no {audio.name} beside it" if text else "no text"
                 raise FormatError(f"{file}:{number}: {name}: {lack}")
-            yield Sample(name, ask(sound(audio), prompt), text, {"speaker": name.split("-")[0]})
+            yield sample(name, ask(sound(audio), prompt), text, {"speaker": name.split("-")[0]})

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m27.eval.official.sample import Sample, ask, need, picture, read_json, rows
+from m27.eval.official.sample import ask, need, picture, read_json, rows, sample
+from m27.eval.samples import Sample
 
 
 def problems(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -36,4 +37,4 @@ def samples(path: str | Path) -> Iterator[Sample]:
         }
         stored = (row.get("decoded_image") or {}).get("bytes")
         shown = picture(stored or top.parent / image)
-        yield Sample(pid, ask(shown, query), row.get("answer") or None, about)
+        yield sample(pid, ask(shown, query), row.get("answer") or None, about)

@@ -12,15 +12,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import FormatError, Sample, ask, decoded, need, picture
+from m27.eval.official.sample import FormatError, ask, decoded, need, picture, sample
+from m27.eval.samples import Sample
 
 REFERENCE = 64  # characters up to which a picture is another row's index
 _MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "None", "null"})
 
 
 def samples(path: str | Path) -> Iterator[Sample]:
-    """One a row. `about`: `index`, `options` by letter and `category`; circular scores need the
-    index. The answer is None where the split keeps it back."""
+    """One a row. `about`: `index`, `options` by letter, `category` and `l2-category`; circular scores
+    need the index. The answer is None where the split keeps it back."""
     csv.field_size_limit(sys.maxsize)
     with Path(path).open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file, delimiter="\t"))
@@ -41,6 +42,7 @@ def samples(path: str | Path) -> Iterator[Sample]:
         if options:
             text += "Options:\n" + "".join(f"{k}. {v}\n" for k, v in options.items())
             text += "Please select the correct answer from the options above. \n"
-        about = {"index": int(index), "options": options, "category": row.get("category", "")}
+        about = {"index": int(index), "options": options}
+        about |= {key: row.get(key) or "" for key in ("category", "l2-category")}
         shown = picture(decoded(image, where))
-        yield Sample(index, ask(shown, text), row.get("answer") or None, about)
+        yield sample(index, ask(shown, text), row.get("answer") or None, about)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m27.eval.official.sample import FormatError, Part, Sample, ask, lettered, need, picture, rows
+from m27.eval.official.sample import FormatError, Part, ask, lettered, need, picture, rows, sample
+from m27.eval.samples import Sample
 
 CHOOSE = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
@@ -57,4 +58,4 @@ def samples(path: str | Path) -> Iterator[Sample]:
         else:
             text = f"{question}\n\n{SHORT}"
             answer = literal(answer, where) if answer.startswith("[") else answer
-        yield Sample(name, ask(*placed(text, row, where)), answer, about)
+        yield sample(name, ask(*placed(text, row, where)), answer, about)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m27.eval.official.mmmu import literal, placed
-from m27.eval.official.sample import Sample, ask, lettered, need, picture, rows
+from m27.eval.official.sample import ask, lettered, need, picture, rows, sample
+from m27.eval.samples import Sample
 
 _LAST = (
     "The last line of your response should be of the following format: 'Answer: $LETTER' "
@@ -40,4 +41,4 @@ def samples(path: str | Path, method: str = "direct") -> Iterator[Sample]:
         else:
             (stored,) = need(row, ("image",), where)
             messages = ask(picture(stored["bytes"]), PROMPTS["vision", method])
-        yield Sample(name, messages, answer, {"options": options, "subject": row.get("subject")})
+        yield sample(name, messages, answer, {"options": options, "subject": row.get("subject")})

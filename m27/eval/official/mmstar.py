@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import Sample, ask, need, picture, rows
+from m27.eval.official.sample import ask, need, picture, rows, sample
+from m27.eval.samples import Sample
 
 
 def samples(path: str | Path) -> Iterator[Sample]:
@@ -17,4 +18,4 @@ def samples(path: str | Path) -> Iterator[Sample]:
         index, question, image, answer = need(row, ("index", "question", "image", "answer"), where)
         stored = image["bytes"] if isinstance(image, dict) else image
         about = {name: row.get(name) for name in ("category", "l2_category")}
-        yield Sample(str(index), ask(picture(stored), question), answer, about)
+        yield sample(str(index), ask(picture(stored), question), answer, about)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import FormatError, Sample, ask, need, picture, read_lines
+from m27.eval.official.sample import FormatError, ask, need, picture, read_lines, sample
+from m27.eval.samples import Sample
 
 
 def samples(path: str | Path, images: str | Path | None = None) -> Iterator[Sample]:
@@ -20,4 +21,4 @@ def samples(path: str | Path, images: str | Path | None = None) -> Iterator[Samp
         number, image, text, label = need(row, ("question_id", "image", "text", "label"), where)
         if label not in ("yes", "no"):
             raise FormatError(f"{where}: label must be yes or no, not {label!r}")
-        yield Sample(f"{file.stem}:{number}", ask(picture(folder / image), text), label)
+        yield sample(f"{file.stem}:{number}", ask(picture(folder / image), text), label)

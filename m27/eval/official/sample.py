@@ -1,4 +1,4 @@
-"""What every reader yields, and the few steps that they share."""
+"""The few steps that readers of official files share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from m27.eval.samples import Messages, Sample
 
 Part = dict[str, Any]
 
@@ -17,18 +18,19 @@ class FormatError(ValueError):
     """A file is not in the benchmark's format; says which file, where and what."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One question: `messages` in our form (media as `bytes` or `path`), its right `answer` (text,
-    list of texts, or None where the benchmark keeps it back) and what else its scorer takes."""
+def sample(
+    name: str,
+    messages: Messages,
+    answer: str | Sequence[str] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Sample:
+    """A sample of an official file: media in `messages` are `bytes` or `path`, `answer` is one text, several of which
+    each is right, or None where the benchmark keeps it back; `about` becomes its `meta`."""
+    golds = (answer,) if isinstance(answer, str) else tuple(map(str, answer or ()))
+    return Sample(name, messages, golds, dict(about or {}))
 
-    id: str
-    messages: list[dict[str, Any]]
-    answer: Any = None
-    about: Mapping[str, Any] = field(default_factory=dict)
 
-
-def ask(*parts: Part | str) -> list[dict[str, Any]]:
+def ask(*parts: Part | str) -> Messages:
     """One user's message; a string is a text part, an empty one is left out."""
     content = [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts if p]
     return [{"role": "user", "content": content}]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import FormatError, Sample, ask, lettered, need, picture, read_json
+from m27.eval.official.sample import FormatError, ask, lettered, need, picture, read_json, sample
+from m27.eval.samples import Sample
 
 
 def samples(path: str | Path, split: str = "test") -> Iterator[Sample]:
@@ -31,4 +32,4 @@ def samples(path: str | Path, split: str = "test") -> Iterator[Sample]:
             place = file.parent / "images" / problem.get("split", split) / name / problem["image"]
             parts.insert(0, picture(place))
         about = {k: problem.get(k) for k in ("subject", "grade", "topic")} | {"options": options}
-        yield Sample(name, ask(*parts), list(options)[answer], about)
+        yield sample(name, ask(*parts), list(options)[answer], about)

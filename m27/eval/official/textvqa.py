@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import Sample, ask, need, picture, read_json
+from m27.eval.official.sample import ask, need, picture, read_json, sample
 from m27.eval.official.vqav2 import SHORT
+from m27.eval.samples import Sample
 
 
 def samples(path: str | Path, images: str | Path | None = None) -> Iterator[Sample]:
@@ -23,4 +24,4 @@ def samples(path: str | Path, images: str | Path | None = None) -> Iterator[Samp
         key, image, question = need(row, ("question_id", "image_id", "question"), where)
         split = "test_images" if row.get("set_name") == "test" else "train_images"
         shown = picture((Path(images) if images else file.parent / split) / f"{image}.jpg")
-        yield Sample(str(key), ask(shown, f"{question}\n{SHORT}"), row.get("answers") or None)
+        yield sample(str(key), ask(shown, f"{question}\n{SHORT}"), row.get("answers") or None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from m27.eval.official.sample import FormatError, Sample, ask, need, picture, read_json
+from m27.eval.official.sample import FormatError, ask, need, picture, read_json, sample
+from m27.eval.samples import Sample
 
 SHORT = "Answer the question using a single word or phrase."
 
@@ -35,4 +36,4 @@ def samples(path: str | Path, images: str | Path | None = None) -> Iterator[Samp
         people = [one["answer"] for one in gold["answers"]] if gold else None
         about = {k: gold[k] for k in ("question_type", "answer_type") if k in gold} if gold else {}
         shown = picture(folder / f"COCO_{subset}_{image:012d}.jpg")
-        yield Sample(str(key), ask(shown, f"{question}\n{SHORT}"), people, about)
+        yield sample(str(key), ask(shown, f"{question}\n{SHORT}"), people, about)

@@ -2,7 +2,7 @@
 
 CIDEr-D is `m27.eval.cider`, which takes `coco_words` as its splitter. `coco_words` follows the Penn
 Treebank rules of the official tokenizer (a Java program) as far as captions need them. METEOR and
-SPICE are not here: both are Java programs with their own word lists.
+SPICE are Java programs with their own word lists, which `scorers.java` runs.
 """
 
 from __future__ import annotations

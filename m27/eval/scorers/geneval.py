@@ -1,8 +1,9 @@
 """GenEval: whether a drawn picture holds what was asked, from the boxes that a detector found.
 
 Objects, counts, colours, relative positions and colours bound to objects. A detector is any
-function from a picture to `Found`; a colour reader says the colour of each object. Which of either
-was used must stand beside the score: the official program uses Mask2Former and CLIP ViT-L/14.
+function from a picture to `Found`; a colour reader says the colour of each object; those that ship
+are `m27.eval.detectors`. Which of either was used must stand beside the score: the official program
+uses Mask2Former and CLIP ViT-L/14.
 """
 
 from __future__ import annotations

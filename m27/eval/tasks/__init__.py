@@ -6,6 +6,7 @@ from m27.eval.bench import Task
 from m27.eval.tasks.caption_quality import Captions
 from m27.eval.tasks.captions import EmojiCaptions
 from m27.eval.tasks.coherence import INTERLEAVE
+from m27.eval.tasks.cycles import CYCLES
 from m27.eval.tasks.draw import DrawCifar, DrawEmoji
 from m27.eval.tasks.grounding import GROUNDING, GROUNDING_PHOTOS
 from m27.eval.tasks.hearing import INSTRUMENT_FAMILY, SoundsAmong
@@ -45,3 +46,6 @@ TASKS: dict[str, Task] = {
         Structure(),
     )
 }
+
+# Asked by name alone: they are no rows of the card's table.
+MORE: dict[str, Task] = {task.name: task for task in CYCLES}

@@ -24,6 +24,7 @@ from m27.eval.tasks.caption_quality import captioned
 from m27.eval.tasks.interleave import SOURCE, Answers, Count, Placement, Structure, wanted
 from m27.eval.tasks.sample import Sample, data_hash
 from m27.eval.teacher import Pixels, Ridge, Teacher
+from m27.language.codecs import ImageCodec
 
 PENALTY = 0.3
 STORIES = 200  # of the training side, beside all captioned pictures
@@ -46,12 +47,13 @@ def pairs(name: str, content: Sequence[dict[str, Any]]) -> list[Pair]:
 class Judge:
     """Pictures and sentences in one space."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.teacher = Teacher(bench.engine.processor.image_codec)
+    def __init__(self, codec: ImageCodec | None, seed: int = 0) -> None:
+        """`codec`: the one whose trunk is the vision teacher; `seed` picks the stories that the map is fitted on."""
+        self.teacher = Teacher(codec)
         self.sentences = SentenceEncoder.load()
         items = list(captioned("train"))
         books: list[Pair] = []
-        for document in islice(_stories(bench.seed), STORIES):
+        for document in islice(_stories(seed), STORIES):
             books += pairs(document["id"], wanted(document))
         seen = self.teacher.of_items(items, "captions-train")
         seen = torch.cat([seen, self.teacher.features([picture for _, _, picture in books])])
@@ -61,9 +63,13 @@ class Judge:
     def advantages(self, made: Sequence[Pair]) -> list[float]:
         """For each pair its cosine less the mean cosine of its words with the pictures of other
         documents. Empty where there is only one document."""
-        seen = self._map(self.teacher.features([picture for _, _, picture in made]))
+        seen = self.pictures([picture for _, _, picture in made])
         texts = self.sentences.encode([text for _, text, _ in made])
         return advantages([name for name, _, _ in made], texts, seen)
+
+    def pictures(self, pictures: Sequence[Pixels]) -> Tensor:
+        """Pictures uint8 [H, W, 3] of one size → (N, D), in the space of sentences."""
+        return self._map(self.teacher.features(pictures))
 
 
 def advantages(names: Sequence[str], texts_ND: Tensor, pictures_ND: Tensor) -> list[float]:
@@ -97,7 +103,7 @@ class Coherence:
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Stories drawn with the plan forced, so that every one has its pictures."""
         answered = self.answers.of(bench, "story_count", forced=True)
-        judge = Judge(bench)
+        judge = Judge(bench.engine.processor.image_codec, bench.seed)
         made = [pair for document, response in answered
                 for pair in pairs(document["id"], response.content)]  # fmt: skip
         real = [

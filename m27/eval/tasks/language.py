@@ -52,9 +52,10 @@ class Perplexity:
         text = bench.engine.processor.vocabulary.text_size
         with Progress(f"{self.name}: two models", 3) as bar:
             engine = bench.engine
-            after = log_likelihoods(engine.runner, ids, engine.blocks)
+            number = engine.adapter[1]
+            after = log_likelihoods(engine.runner, ids, engine.blocks, adapter=number)
             bar.add(1)
-            among = log_likelihoods(engine.runner, ids, engine.blocks, size=text)
+            among = log_likelihoods(engine.runner, ids, engine.blocks, size=text, adapter=number)
             bar.add(1)
             base = TorchRunner(load_base(bench.folder), blocks=LENGTH // 16)
             before = log_likelihoods(base, ids)

@@ -3,7 +3,8 @@
 // Within a block of the cache keys lie by dimension and then by token, so that sixteen tokens' scores
 // come out in the lanes of a vector; values lie by token. The softmax is taken over chunks of `kChunk`
 // positions, each on its own, and the chunks are joined in order: the same arithmetic whether one thread
-// walks over all of them or several share them, and whether a token comes alone or in a prompt.
+// walks over all of them or several share them, and whether a token comes alone or in a prompt. A cache in
+// bfloat16 has a way of its own (pairs.h).
 #pragma once
 
 #include <limits>
@@ -19,7 +20,7 @@ constexpr int kMostRows = 8 * kQueries;       // rows of a tile of attention
 constexpr int kMostWidth = 512;               // of a head
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-enum CacheKind : int { kCacheFloat = 0, kCacheHalf = 1, kCacheInt8 = 2 };
+enum CacheKind : int { kCacheFloat = 0, kCacheHalf = 1, kCacheInt8 = 2, kCachePairs = 3 };
 
 // The shape of a cache and where things lie in it: [layer][block][key head] { keys, values, scales }.
 struct CacheShape {
@@ -30,7 +31,7 @@ struct CacheShape {
   CacheShape() = default;
   CacheShape(CacheKind k, int n_heads, int head_dim) : kind(k), heads(n_heads), width(head_dim) {
     padded = (width + 15) / 16 * 16;
-    element = kind == kCacheFloat ? 4 : kind == kCacheHalf ? 2 : 1;
+    element = kind == kCacheFloat ? 4 : kind == kCacheInt8 ? 1 : 2;
     head_bytes = 2 * size_t(kBlock) * padded * element + (kind == kCacheInt8 ? 2 * kBlock * 4 : 0);
     block_bytes = head_bytes * heads;
   }
@@ -48,6 +49,11 @@ struct CacheShape {
       uint16_t* values = reinterpret_cast<uint16_t*>(head + values_at()) + size_t(j) * padded;
       for (int d = 0; d < width; ++d) keys[d * kBlock + j] = to_half(k[d]);
       for (int d = 0; d < width; ++d) values[d] = to_half(v[d]);
+    } else if (kind == kCachePairs) {  // two neighbours side by side: of a key's numbers, of tokens' values
+      uint16_t* keys = reinterpret_cast<uint16_t*>(head);
+      uint16_t* values = reinterpret_cast<uint16_t*>(head + values_at()) + size_t(j / 2) * 2 * padded + j % 2;
+      for (int d = 0; d < width; ++d) keys[d / 2 * 2 * kBlock + 2 * j + d % 2] = to_bf16(k[d]);
+      for (int d = 0; d < width; ++d) values[2 * d] = to_bf16(v[d]);
     } else {
       float* scales = reinterpret_cast<float*>(head + scales_at());
       int8_t* keys = reinterpret_cast<int8_t*>(head);
@@ -73,6 +79,7 @@ struct Room {
   float scores[kMostRows * kChunk];
   float out[kMostRows * kMostWidth];
   float joined[kMostRows * kMostWidth];
+  uint32_t pairs[kMostRows * kMostWidth / 2];  // queries or weights as pairs of bfloat16
 };
 
 // A row's state of the softmax: highest score, sum of weights, and (elsewhere) the weighted values.
@@ -148,6 +155,24 @@ M27_INLINE void expect(const uint8_t* p, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
 }
 
+// Scores of `end` positions → weights, of those that a row sees; their highest score and their sum.
+M27_INLINE void soften(Room& room, const int* seen, int rows, int end, Soft* soft) {
+  for (int r = 0; r < rows; ++r) {
+    float* s = room.scores + r * kChunk;
+    for (int i = std::max(0, seen[r]); i < end; ++i) s[i] = kNever;
+    vf top = fill(kNever), total = {};
+    for (int i = 0; i < end; i += W) top = max(load(s + i), top);
+    soft[r].top = highest(top);
+    const float base = soft[r].top == kNever ? 0.0f : soft[r].top;
+    for (int i = 0; i < end; i += W) {
+      const vf weight = exp(load(s + i) - base);
+      total += weight;
+      store(s + i, weight);
+    }
+    soft[r].total = sum(total);
+  }
+}
+
 // What `rows` rows see of the positions of one chunk: seen[r] positions from its beginning. `head` is
 // the address of the key head in block 0 of the layer, `table` the blocks from the chunk's beginning on.
 template <class E>
@@ -180,21 +205,7 @@ void attend_chunk(const CacheShape& shape, const uint8_t* head, const int32_t* t
         }
     }
   }
-  const int end = (most + kBlock - 1) / kBlock * kBlock;
-  for (int r = 0; r < rows; ++r) {
-    float* s = room.scores + r * kChunk;
-    for (int i = std::max(0, seen[r]); i < end; ++i) s[i] = kNever;
-    vf top = fill(kNever), total = {};
-    for (int i = 0; i < end; i += W) top = max(load(s + i), top);
-    soft[r].top = highest(top);
-    const float base = soft[r].top == kNever ? 0.0f : soft[r].top;
-    for (int i = 0; i < end; i += W) {
-      const vf weight = exp(load(s + i) - base);
-      total += weight;
-      store(s + i, weight);
-    }
-    soft[r].total = sum(total);
-  }
+  soften(room, seen, rows, (most + kBlock - 1) / kBlock * kBlock, soft);
   memset(room.out, 0, size_t(rows) * padded * sizeof(float));
   for (int at = 0; at < most; at += kBlock) {
     const uint8_t* block = head + table[at / kBlock] * shape.block_bytes;

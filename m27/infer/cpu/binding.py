@@ -23,7 +23,7 @@ from m27.infer.cpu import build, drawing
 from m27.model.gguf import BLOCK, Blocks
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
-CACHES = {"float32": 0, "float16": 1, "int8": 2}
+CACHES = {"float32": 0, "float16": 1, "int8": 2, "bfloat16": 3}
 _ROOM = 512  # bytes of an error's text
 
 _P, _I, _S = ctypes.c_void_p, ctypes.c_int32, ctypes.c_size_t
@@ -87,6 +87,12 @@ class Library:
             function = getattr(self.raw, name)
             function.restype, function.argtypes = result, arguments
         self.block: int = self.raw.m27_block()
+
+    @property
+    def cache(self) -> str:
+        """What keys and values are held in beside weights that are not float32: bfloat16 where the machine
+        multiplies in it, else float16, which is nearer and as large."""
+        return "bfloat16" if self.level == "avx512bf16" else "float16"
 
     @cached_property
     def draws(self) -> bool:

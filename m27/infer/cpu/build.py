@@ -17,10 +17,10 @@ __all__ = ["FOLDER", "LEVELS", "SANITIZE", "SOURCES", "BuildError", "find_compil
 
 FOLDER = Path(__file__).resolve().parent
 SOURCES = (
-    "vec.h", "dot.h", "pool.h", "product.h", "rounding.h", "attention.h", "squeeze.h", "draw.h",
+    "vec.h", "dot.h", "pool.h", "product.h", "rounding.h", "attention.h", "pairs.h", "squeeze.h", "draw.h",
     "model.h", "step.h", "api.cpp",
 )  # fmt: skip
-LEVELS = ("avx512", "avx2", "portable")
+LEVELS = ("avx512bf16", "avx512", "avx2", "portable")
 
 # Floating point is strict: no reordering, and no fused product and sum but where the source says so.
 # Then a token's result does not depend on which loop the compiler unrolled for how many tokens.
@@ -28,29 +28,21 @@ _FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-shared", "-pthread", "-ffp-contract=off",
     "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unknown-warning-option",
 )  # fmt: skip
-_MACHINE = {
-    "portable": (),
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+_AVX512 = (
+    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c",
     # GCC 12 warns of its own header of AVX-512.
-    "avx512": (
-        "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c",
-        "-Wno-uninitialized", "-Wno-maybe-uninitialized",
-    ),
+    "-Wno-uninitialized", "-Wno-maybe-uninitialized",
+)  # fmt: skip
+_MACHINE = {
+    "portable": (), "avx2": ("-mavx2", "-mfma", "-mf16c"), "avx512": _AVX512,
+    "avx512bf16": (*_AVX512, "-mavx512bf16"),
 }  # fmt: skip
+_AVX2_NEEDS = {"avx2", "fma", "f16c"}
+_AVX512_NEEDS = _AVX2_NEEDS | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
 _NEEDS = {
-    "portable": set[str](),
-    "avx2": {"avx2", "fma", "f16c"},
-    "avx512": {
-        "avx512f",
-        "avx512bw",
-        "avx512vl",
-        "avx512dq",
-        "avx512_vnni",
-        "avx2",
-        "fma",
-        "f16c",
-    },
-}
+    "portable": set[str](), "avx2": _AVX2_NEEDS, "avx512": _AVX512_NEEDS,
+    "avx512bf16": _AVX512_NEEDS | {"avx512_bf16"},
+}  # fmt: skip
 SANITIZE = (
     "-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 )  # fmt: skip

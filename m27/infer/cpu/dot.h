@@ -27,10 +27,10 @@ M27_INLINE __m512i quad(const int8_t* a) {
 }
 
 template <int N>
-M27_INLINE void dot8(const uint8_t* w, const int8_t* a, size_t stride, const int32_t* sums, size_t sum_stride,
+M27_INLINE void dot8(const uint8_t* w, const int8_t* a, size_t stride, const int32_t* offset, size_t offset_stride,
                      vi (&out)[N][kLanes]) {
   __m512i s[N];
-  for (int t = 0; t < N; ++t) s[t] = _mm512_set1_epi32(-kOffset * sums[t * sum_stride]);
+  for (int t = 0; t < N; ++t) s[t] = _mm512_set1_epi32(offset[t * offset_stride]);
 #pragma GCC unroll 8
   for (int q = 0; q < 8; ++q) {
     const __m512i x = _mm512_loadu_si512(w + 64 * q);

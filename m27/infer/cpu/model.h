@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "draw.h"
+#include "pairs.h"
 
 namespace m27 {
 

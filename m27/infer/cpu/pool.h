@@ -1,7 +1,7 @@
 // Threads that wait together, and memory that is held together.
 //
-// A step is one parallel region: every thread runs the same code, takes pieces of each phase from one
-// counter (so that a slow core does fewer) and meets the others at a barrier. Waiting spins for a short
+// A step is one parallel region: every thread runs the same code, takes pieces of each phase, first of a part
+// of its own and then of the others' (so that a slow core does fewer), and meets the others at a barrier. Waiting spins for a short
 // while and then gives the core away; between steps the threads sleep. Who computes a piece never
 // changes what is computed.
 #pragma once
@@ -29,8 +29,12 @@ inline void pause_briefly() {
 
 class Pool {
  public:
-  explicit Pool(int threads) : n_(threads) {
-    for (int i = 1; i < n_; ++i) workers_.emplace_back([this] { wait_for_work(); });
+  explicit Pool(int threads) : n_(threads), next_(threads) {
+    for (int i = 1; i < n_; ++i)
+      workers_.emplace_back([this, i] {
+        me_ = i;
+        wait_for_work();
+      });
   }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -52,19 +56,25 @@ class Pool {
     barrier();
   }
 
-  // Within `run`: f(begin, end) over pieces of 0 … items - 1, large ones first; then a barrier.
+  // Within `run`: f(begin, end) over pieces of 0 … items - 1, then a barrier. Each thread begins with a part of
+  // its own, the same of every phase, since what it wrote there before lies in its cache; then it helps others.
   template <class F>
   void share(int items, F&& f) {
     if (n_ == 1) {
       if (items > 0) f(0, items);
       return;
     }
-    int begin = next_.load(std::memory_order_relaxed);
-    while (begin < items) {
-      const int piece = (items - begin) / (2 * n_), end = begin + (piece > 1 ? piece : 1);
-      if (next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
-        f(begin, end);
-        begin = next_.load(std::memory_order_relaxed);
+    for (int i = 0; i < n_; ++i) {
+      const int part = (me_ + i) % n_;
+      const int first = int(int64_t(items) * part / n_), size = int(int64_t(items) * (part + 1) / n_) - first;
+      std::atomic<int>& next = next_[part].taken;
+      int begin = next.load(std::memory_order_relaxed);
+      while (begin < size) {
+        const int piece = (size - begin) / 4, end = begin + (piece > 1 ? piece : 1);
+        if (next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) {
+          f(first + begin, first + end);
+          begin = next.load(std::memory_order_relaxed);
+        }
       }
     }
     barrier();
@@ -83,7 +93,7 @@ class Pool {
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == n_ - 1) {
       arrived_.store(0, std::memory_order_relaxed);
-      next_.store(0, std::memory_order_relaxed);
+      for (int i = 0; i < n_; ++i) next_[i].taken.store(0, std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
       return;
     }
@@ -111,12 +121,16 @@ class Pool {
     }
   }
 
+  inline static thread_local int me_ = 0;  // 0 is whoever calls `run`
   const int n_;
   std::atomic<bool> stop_{false};
   void (*call_)(void*) = nullptr;
   void* argument_ = nullptr;
   alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int> next_{0};
+  struct alignas(64) Part {
+    std::atomic<int> taken{0};  // of its items
+  };
+  std::vector<Part> next_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
   std::vector<std::thread> workers_;

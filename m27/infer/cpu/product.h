@@ -16,6 +16,8 @@ namespace m27 {
 
 enum Kind : int { kFloat = 0, kBF16 = 1, kInt8 = 2, kInt4 = 3 };
 
+constexpr bool kSameActs = std::is_same_v<act8, int8_t>;
+
 M27_INLINE int groups_of(int cols) { return (cols + kGroup - 1) / kGroup; }
 
 // Vectors of up to `tokens` tokens, as they are and as integers: q = x / scale, by groups of 32.
@@ -25,7 +27,7 @@ struct Acts {
   act8* q8 = nullptr;      // rounded, of the same shape, for matrices of int8
   int8_t* q4 = nullptr;    // and for those of int4
   float* scale = nullptr;  // [tokens, groups]
-  int32_t* sums = nullptr; // of q in each group
+  int32_t* offset = nullptr;  // [tokens, groups]: what takes the weights' offset away again
   float* weight = nullptr; // scale * sum: what the minimum of an int4 group is multiplied by
 
   size_t stride() const { return size_t(groups) * kGroup; }
@@ -35,9 +37,9 @@ struct Acts {
     const size_t g = size_t(tokens) * groups;
     x = memory.take<float>(g * kGroup);
     q8 = memory.take<act8>(g * kGroup);
-    q4 = memory.take<int8_t>(g * kGroup);
+    q4 = kSameActs ? reinterpret_cast<int8_t*>(q8) : memory.take<int8_t>(g * kGroup);
     scale = memory.take<float>(g);
-    sums = memory.take<int32_t>(g);
+    offset = memory.take<int32_t>(g);
     weight = memory.take<float>(g);
   }
   float* row(int t) const { return x + t * stride(); }
@@ -48,12 +50,12 @@ struct Acts {
     a.q8 += t * stride();
     a.q4 += t * stride();
     a.scale += size_t(t) * groups;
-    a.sums += size_t(t) * groups;
+    a.offset += size_t(t) * groups;
     a.weight += size_t(t) * groups;
     return a;
   }
 
-  // Rounds token t for matrices of this kind.
+  // Rounds token t for matrices of this kind; on some machines both kinds read the same integers.
   void quantise(Kind kind, int t) const {
     if (kind == kInt8) to_integers(q8, t);
     if (kind == kInt4) to_integers(q4, t);
@@ -70,17 +72,16 @@ struct Acts {
       vf top = {};
       for (int i = 0; i < kGroup; i += W) top = max(absolute(load(from + i)), top);
       const float amax = highest(top), factor = amax > 0 ? 127.0f / amax : 0.0f;
-      vi total = {};
+      vi all = {};
       for (int i = 0; i < kGroup; i += W) {
         const vi n = nearest_int(load(from + i) * factor);
-        total += n;
+        all += n;
         *reinterpret_cast<narrow_any*>(to + i) = __builtin_convertvector(n, narrow);
       }
-      int32_t sum = 0;
-      for (int i = 0; i < W; ++i) sum += total[i];
+      const int32_t sum = total(all);
       const size_t at = size_t(t) * groups + g;
       scale[at] = amax / 127.0f;
-      sums[at] = sum;
+      offset[at] = -kOffset * sum;
       weight[at] = scale[at] * float(sum);
     }
   }
@@ -188,7 +189,7 @@ void tile(const uint8_t* p, const Acts& a, int t, float* out, int out_stride) {
       for (int l = 0; l < kLanes; ++l) scale[l] = widen(reinterpret_cast<const half*>(p) + l * W);
       if constexpr (K == kInt8) {
         const act8* q = a.q8 + t * stride + i * kGroup;
-        dot8<N>(p + 2 * kRows, q, stride, a.sums + from + i, g, s);
+        dot8<N>(p + 2 * kRows, q, stride, a.offset + from + i, g, s);
         for (int n = 0; n < N; ++n)
           for (int l = 0; l < kLanes; ++l) acc[n][l] += to_float(s[n][l]) * (scale[l] * a.scale[from + n * g + i]);
         p += 2 * kRows + kRows * kGroup;
@@ -231,9 +232,9 @@ class Done {
 template <Kind K>
 void product_of(Pool& pool, const Matrix& m, const Acts& a, int tokens, int first, int units, int per_unit, Done done) {
   constexpr int N = kTokens<K>;
-  // As many tokens at a time as leave their vectors in the second-level cache.
+  // As many tokens at a time as leave their vectors, and what is made of them, in the second-level cache.
   const size_t bytes = a.stride() * (K == kInt4 ? 1 : K == kInt8 ? sizeof(act8) : 4);
-  const int most = std::max<int>(1, int((size_t(192) << 10) / bytes / N)) * N;
+  const int most = std::max<int>(1, int(std::min((size_t(192) << 10) / bytes, size_t(48)) / N)) * N;
   const int blocks = (tokens + most - 1) / most;
   pool.share(units * blocks, [&](int begin, int end) {
     float out[N * 2 * kRows];

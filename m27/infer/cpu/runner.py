@@ -67,17 +67,18 @@ class CpuRunner:
     ) -> CpuRunner:
         """Hand a decoder, or its tensors by Hugging Face name (with `config`), to the step.
 
-        `precision` is "float32", "bfloat16", "int8" or "int4" (see `quantize.kind_of`), `cache`
-        "float32", "float16", "int8" or "auto" (float32 for float32, else float16). 0 threads are as many
-        as this process may use. Raises BuildError where the step cannot be compiled, RunnerError for
+        `precision` is "float32", "bfloat16", "int8" or "int4" (see `quantize.kind_of`), `cache` "float32",
+        "float16", "bfloat16", "int8" or "auto" (float32 for float32, else `Library.cache`). 0 threads are as
+        many as this process may use. Raises BuildError where the step cannot be compiled, RunnerError for
         what it does not serve.
         """
         if isinstance(source, Decoder):
             config, source = source.config, source.state_dict()
         if config is None:
             raise RunnerError("tensors come with their configuration")
+        library = binding.library()
         if cache == "auto":
-            cache = "float32" if precision == "float32" else "float16"
+            cache = "float32" if precision == "float32" else library.cache
         _serve(config, precision, cache, blocks)
         if threads < 1:
             usable = getattr(os, "sched_getaffinity", None)
@@ -90,7 +91,6 @@ class CpuRunner:
             blocks=blocks,
             threads=threads, **{part: KINDS[kind] for part, kind in kinds.items()},
         )  # fmt: skip
-        library = binding.library()
         frequencies = _frequencies(config)
         try:
             handle = library.call(

@@ -117,7 +117,7 @@ inline void Model::work(const Batch& b) {
     each([&](int t) {
       norm(x_ + size_t(t) * width_, layer.norm1, in_.row(t));
       in_.quantise(body, t);
-      if (careful != body) in_.quantise(careful, t);
+      if (careful != body && !(kSameActs && body >= kInt8)) in_.quantise(careful, t);
     });
     auto keep = [&](int begin, int end) {
       return [=, this](int t, int unit, const float* v) {
@@ -229,6 +229,7 @@ inline void Model::chunk(const Batch& b, const Layer& layer, const Tile& tile, i
     case kCacheFloat: return attend_chunk<float>(cache_, at, table, q, seen, rows, room, soft);
     case kCacheHalf: return attend_chunk<half>(cache_, at, table, q, seen, rows, room, soft);
     case kCacheInt8: return attend_chunk<int8_t>(cache_, at, table, q, seen, rows, room, soft);
+    case kCachePairs: return attend_pairs(cache_, at, table, q, seen, rows, room, soft);
   }
 }
 
@@ -247,7 +248,7 @@ inline void Model::attend(const Batch& b, const Layer& layer, int thread) {
   if (!split_) {
     pool_.share(tiles * heads, [&](int begin, int end) {
       for (int i = begin; i < end; ++i) {
-        const Tile& tile = tiles_[tiles - 1 - i / heads];  // the longest first
+        const Tile& tile = tiles_[i / heads];
         const int head = i % heads, rows = tile.count * group_;
         Soft joined[kMostRows];
         for (int c = 0; c < tile.chunks; ++c) {

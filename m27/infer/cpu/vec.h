@@ -57,7 +57,36 @@ M27_INLINE vf max(vf a, vf b) {
 
 M27_INLINE vf absolute(vf x) { return as_float(as_int(x) & 0x7fffffff); }
 
-// Sums and maxima over the lanes, in one order on every machine with the same W.
+// Sums and maxima over the lanes, in one order on every machine with the same W: halves are folded.
+#if defined(__AVX2__)
+M27_INLINE __m256 low_half(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_castps512_ps256((__m512)x);
+#else
+  return (__m256)x;
+#endif
+}
+
+M27_INLINE float sum(vf x) {
+  __m256 a = low_half(x);
+#if defined(__AVX512F__)
+  a = _mm256_add_ps(a, _mm512_extractf32x8_ps((__m512)x, 1));
+#endif
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+
+M27_INLINE float highest(vf x) {
+  __m256 a = low_half(x);
+#if defined(__AVX512F__)
+  a = _mm256_max_ps(a, _mm512_extractf32x8_ps((__m512)x, 1));
+#endif
+  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+#else
 M27_INLINE float sum(vf x) {
   float lane[W];
   store(lane, x);
@@ -72,6 +101,17 @@ M27_INLINE float highest(vf x) {
   float top = lane[0];
   for (int i = 1; i < W; ++i) top = lane[i] > top ? lane[i] : top;
   return top;
+}
+#endif
+
+M27_INLINE int32_t total(vi x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)x);
+#else
+  int32_t sum = 0;
+  for (int i = 0; i < W; ++i) sum += x[i];
+  return sum;
+#endif
 }
 
 // Nearest integer (ties to even) of |x| < 2^22, as float and as integer.
@@ -143,6 +183,21 @@ M27_INLINE uint16_t to_half(float x) {
   const uint32_t odd = bits >> 13 & 1;
   return uint16_t(sign | ((bits - ((127 - 15) << 23) + 0xfff + odd) >> 13));
 #endif
+}
+
+// bfloat16, ties to even; no number becomes another's NaN.
+M27_INLINE uint16_t to_bf16(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 64);
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+M27_INLINE float from_bf16(uint16_t b) {
+  const uint32_t bits = uint32_t(b) << 16;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
 }
 
 struct half {

@@ -66,3 +66,13 @@ EXPORT int m27_entropy(int64_t rows, int64_t count, Bf16* scores, int64_t ld, co
     half::entropy(rows, count, scores, ld, targets, weights, z, losses);
     return 0;
 }
+
+EXPORT int m27_swiglu(int64_t rows, int64_t width, const Bf16* gate_up, Bf16* out) {
+    half::swiglu(rows, width, gate_up, out);
+    return 0;
+}
+
+EXPORT int m27_swiglu_backward(int64_t rows, int64_t width, const Bf16* g, const Bf16* gate_up, Bf16* grad, Bf16* out) {
+    half::swiglu_backward(rows, width, g, gate_up, grad, out);
+    return 0;
+}

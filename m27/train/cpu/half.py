@@ -1,8 +1,9 @@
 """The products in C++ seen from Python: tensors in, tensors out; the library loaded once.
 
-Inputs are float32 or bfloat16. They are multiplied in float16, rows and columns scaled by powers of two, and
-summed in float16 for 64 products, then in float32: closer to the exact product than bfloat16 inputs are, and
-several times faster where a processor has AVX512-FP16 and no AMX. The oracle is `torch.mm` in float64.
+Inputs are float32 or bfloat16. They are multiplied in 16 bits, in what the processor is fast in (`build.KINDS`):
+in float16, rows and columns scaled by powers of two, and summed in float16 for 128 products, then in float32,
+which is closer to the exact product than bfloat16 inputs are; or in bfloat16, summed in float32, with no more error
+than rounding the inputs makes. The oracle is `torch.mm` in float64.
 
 Shapes: N tokens, M rows of scores, S scores a row, K key heads, E all query heads of one, H head width.
 """
@@ -26,6 +27,8 @@ _ARGUMENTS = {
     "m27_attend": [_L] * 5 + [_P] * 6,
     "m27_attend_backward": [_L] * 5 + [_P] * 11,
     "m27_entropy": [_L, _L, _P, _L, _P, _P, ctypes.c_float, _P],
+    "m27_swiglu": [_L, _L, _P, _P],
+    "m27_swiglu_backward": [_L, _L, _P, _P, _P, _P],
 }
 
 
@@ -44,20 +47,24 @@ Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 @lru_cache(maxsize=1)
 def load() -> Half | None:
     """The library where this processor and its compiler give one; a failing compiler is told of once."""
-    if not build.fits():
+    kind = build.kind()
+    if kind is None:
         return None
     try:
-        return Half(ctypes.CDLL(str(build.library())))
+        return Half(ctypes.CDLL(str(build.library(kind))), kind.name)
     except (build.BuildError, OSError) as error:
-        print(f"m27: products in float16 cannot be built, torch's are used: {error}", file=sys.stderr)
+        print(f"m27: products in {kind.name} cannot be built, torch's are used: {error}", file=sys.stderr)
         return None
 
 
 class Half:
-    """Functions of the library `loaded`. Raises MemoryError where there is none left."""
+    """Functions of the library `loaded`, which multiplies in `kind` ("float16" or "bfloat16").
 
-    def __init__(self, loaded: ctypes.CDLL) -> None:
-        self._library = loaded
+    Raises MemoryError where there is none left.
+    """
+
+    def __init__(self, loaded: ctypes.CDLL, kind: str) -> None:
+        self._library, self.kind = loaded, kind
         for name, arguments in _ARGUMENTS.items():
             getattr(loaded, name).argtypes = arguments
         self._room: dict[str, Tensor] = {}
@@ -109,6 +116,23 @@ class Half:
             *_pointers(targets, weights), z_loss, losses.data_ptr(),
         )  # fmt: skip
         return losses
+
+    def swiglu(self, gate_up_NO: Tensor) -> Tensor:
+        """As `m27.train.kernels.swiglu`, over bfloat16: a compiler's exponential takes three times as long."""
+        rows, width = len(gate_up_NO), gate_up_NO.shape[1] // 2
+        out = gate_up_NO.new_empty(rows, width)
+        self._call("m27_swiglu", rows, width, *_pointers(gate_up_NO.contiguous(), out))
+        return out
+
+    def swiglu_backward(self, g_NF: Tensor, gate_up_NO: Tensor) -> tuple[Tensor, Tensor]:
+        """As `m27.train.kernels.swiglu_backward`, over bfloat16."""
+        rows, width = g_NF.shape
+        grad, out = torch.empty_like(gate_up_NO), torch.empty_like(g_NF)
+        self._call(
+            "m27_swiglu_backward", rows, width,
+            *_pointers(g_NF.contiguous(), gate_up_NO.contiguous(), grad, out),
+        )  # fmt: skip
+        return grad, out
 
     def room(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
         """A vector of `count` values that is kept from call to call; what it holds means nothing."""

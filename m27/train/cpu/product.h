@@ -1,5 +1,5 @@
-// C = A B for matrices in float32 or bfloat16, multiplied in float16: sums of kChunk products in float16, sums of
-// those in float32. The error stays below that of rounding the inputs to bfloat16 (tests measure it).
+// C = A B for matrices in float32 or bfloat16, multiplied in the 16 bits that the processor is fast in and summed in
+// float32 (float16.h, bfloat16.h).
 //
 // Blocks of B for the second-level cache, panels of A for the first (Goto & van de Geijn 2008).
 #pragma once
@@ -9,12 +9,16 @@
 #include <cstdlib>
 #include <new>
 
-#include "pack.h"
+#ifdef __AVX512FP16__
+#include "float16.h"
+#else
+#include "bfloat16.h"
+#endif
 
 namespace half {
 
 constexpr int64_t kDepth = 1024;            // most of k in a block
-constexpr int64_t kWide = 48 * kColumns;    // most columns of B in a block
+constexpr int64_t kWide = 3072;             // most columns of B in a block
 constexpr int64_t kGroup = 5;               // panels of A that a core holds at a time
 
 class Buffer {  // kept from call to call
@@ -35,50 +39,6 @@ class Buffer {  // kept from call to call
     size_t size_ = 0;
 };
 
-// sum += b * *a in every lane: a half broadcast by the instruction itself costs nothing.
-#define M27_FUSE(sum, b, a) asm("vfmadd231ph %2%{1to32%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*(a)))
-
-inline void flush(__m512h sum, float* at, bool add) {
-    const __m512i h = _mm512_castph_si512(sum);
-    __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(h));
-    __m512 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
-    if (add) {
-        low = _mm512_add_ps(low, _mm512_load_ps(at));
-        high = _mm512_add_ps(high, _mm512_load_ps(at + 16));
-    }
-    _mm512_store_ps(at, low);
-    _mm512_store_ps(at + 16, high);
-}
-
-// tile[kRows][kColumns] = sum over k of a[k][.] b[k][.], scales still on. The sums are named one by one and not an
-// array, which the compiler would keep in memory.
-inline void multiply(const uint16_t* a, const uint16_t* b, int64_t depth, float* tile) {
-#define M27_ROWS(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
-#define M27_ZERO(i) __m512h low##i = _mm512_setzero_ph(), high##i = low##i;
-#define M27_STEP(i) M27_FUSE(low##i, b0, a + i); M27_FUSE(high##i, b1, a + i);
-#define M27_FLUSH(i) flush(low##i, tile + i * kColumns, k != 0); flush(high##i, tile + i * kColumns + 32, k != 0);
-    static_assert(kRows == 12 && kColumns == 64);
-    for (int64_t k = 0; k < depth; k += kChunk) {
-        M27_ROWS(M27_ZERO)
-        const uint16_t* const end = a + std::min<int64_t>(kChunk, depth - k) * kRows;
-        for (; a != end; a += kRows, b += kColumns) {
-            const __m512h b0 = _mm512_loadu_ph(b), b1 = _mm512_loadu_ph(b + 32);
-            M27_ROWS(M27_STEP)
-        }
-        M27_ROWS(M27_FLUSH)
-    }
-#undef M27_ROWS
-#undef M27_ZERO
-#undef M27_STEP
-#undef M27_FLUSH
-}
-#undef M27_FUSE
-
-inline void put(float* p, __mmask16 mask, __m512 x) { _mm512_mask_storeu_ps(p, mask, x); }
-inline void put(Bf16* p, __mmask16 mask, __m512 x) {
-    _mm256_mask_storeu_epi16(p, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
-}
-
 // What a product is added to, in float32: nothing, another matrix, or C itself.
 struct Base {
     const float* data = nullptr;
@@ -96,9 +56,8 @@ void finish(const float* tile, const float* rows, const float* columns, C* c, in
     for (int i = 0; i < std::min<int64_t>(m, kRows); ++i)
         for (int j = 0; j < kColumns && j < n; j += 16) {
             const __mmask16 mask = first(n - j);
-            const __m512 x = _mm512_mul_ps(
-                _mm512_mul_ps(_mm512_load_ps(tile + i * kColumns + j), _mm512_set1_ps(rows[i])),
-                _mm512_loadu_ps(columns + j));
+            __m512 x = _mm512_mul_ps(_mm512_load_ps(tile + i * kColumns + j), _mm512_set1_ps(rows[i]));
+            if constexpr (kScaled) x = _mm512_mul_ps(x, _mm512_loadu_ps(columns + j));
             put(c + i * ld + j, mask, base.plus(x, i, j, mask));
         }
 }

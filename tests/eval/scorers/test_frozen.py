@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from m27.eval.cider import CiderD
-from m27.eval.scorers import caption, choice, mathvista, mmmu, pope, spoken, vqa, wer
+from m27.eval.scorers import caption, choice, mathvista, meteor, mmau, mmmu, pope, spoken, vqa, wer
+from m27.eval.scorers.stem import stem
 
 FROZEN = json.loads(Path(__file__).with_name("frozen.json").read_text(encoding="utf-8"))
 GUESSED = "guessed"
@@ -50,6 +51,9 @@ OURS = {
     "pope made-up": pope.says_yes,
     "wer made-up": lambda said, heard: wer.rate([wer.word_errors(said, heard)]),
     "cer made-up": lambda said, heard: wer.rate([wer.character_errors(said, heard)]),
+    "mmau made-up": mmau.right,
+    "stems made-up": stem,
+    "meteor made-up": lambda said, known: meteor.score(said.split(), [one.split() for one in known]),
     "whisper made-up, English": spoken.english,
     "whisper made-up, basic": spoken.basic,
 }

@@ -26,6 +26,7 @@ CONFIGS = {
 }  # fmt: skip
 PRECISIONS = [
     ("float32", "float32"), ("bfloat16", "float16"), ("int8", "float16"), ("int4", "int8"),
+    ("int8", "bfloat16"),
 ]  # fmt: skip
 
 

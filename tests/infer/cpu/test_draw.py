@@ -15,7 +15,7 @@ from tests import tiny
 from tests.infer import mixed
 from tests.infer.cpu.steps import CONFIGS, ids, model, step
 
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 
 
 @pytest.fixture(params=LEVELS)

@@ -26,7 +26,7 @@ def matrix(rows=50, cols=70, seed=0):
     return np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
 
 
-@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["portable", "avx2", "avx512", "avx512bf16"])
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_integer_products_equal_the_definition_at_every_level(library, monkeypatch, level, kind):
     monkeypatch.delenv("M27_CPU_ISA", raising=False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from m27.infer.cpu import CpuRunner
+from m27.infer.cpu.binding import CACHES
 from m27.infer.runner import Adapter, Batch, RunnerError, Wanted
 from m27.model.config import SIZES
 from tests.infer.cpu.steps import (
@@ -38,13 +39,26 @@ def test_float32_equals_the_naive_decoder(name):
 
 @pytest.mark.parametrize(
     ("precision", "cache", "off"),
-    [("float32", "float16", 0.005), ("float32", "int8", 0.05), ("bfloat16", "float16", 0.03),
-     ("int8", "float16", 0.1), ("int4", "float16", 0.6)],
+    [("float32", "float16", 0.005), ("float32", "bfloat16", 0.03), ("float32", "int8", 0.05),
+     ("bfloat16", "float16", 0.03), ("int8", "float16", 0.1), ("int4", "float16", 0.6)],
 )  # fmt: skip
 def test_narrow_weights_and_caches_stay_near(precision, cache, off):
     row = ids(CONFIGS["llama"], 150)
     got, want = whole(load("llama", precision, cache), row), naive(model("llama"), row)
     assert np.abs(got - want).max() < off * np.abs(want).max()
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_what_a_block_held_before_does_not_matter(cache):
+    """A broken adapter leaves numbers that are none; whoever has the block next never meets them."""
+    row, runner = ids(CONFIGS["llama"], 16), load("llama", "float32", cache)
+    broken = adapter("llama", 1, float("nan"))
+    number = runner.add_adapter(broken)
+    runner.run(step([row], [0], [[3]], 200, [number]))
+    for length in (1, 5, 8, 13):
+        batch = step([row[:length]], [0], [[3]], 200)
+        assert np.array_equal(runner.run(batch)[0], load("llama", "float32", cache).run(batch)[0])
+        runner.run(step([row], [0], [[3]], 200, [number]))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,41 +1,19 @@
-// Panels for the kernel: rows of A, columns of B, scaled by powers of two and rounded to float16.
+// The kernel in float16: sums of kChunk products in float16, sums of those in float32. For processors with
+// AVX512-FP16.
 //
-// A panel of A is [k][kRows], a panel of B [k][kColumns]. Each row or column is scaled so that its largest
+// Panels: rows of A, columns of B, scaled by powers of two and rounded to float16. A panel of A is [k][kRows], a
+// panel of B [k][kColumns]. Each row or column is scaled so that its largest
 // magnitude within the block of k lies in [8, 16): then kChunk products never sum beyond what float16 holds, and
 // values down to 2^-18 of the largest keep all their bits. `back` takes the scale off again.
 #pragma once
 
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cstdint>
+#include "view.h"
 
 namespace half {
 
+constexpr bool kScaled = true;
 constexpr int kRows = 12, kColumns = 64, kChunk = 128;
 constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-
-struct Bf16 {
-    uint16_t bits;
-};
-
-// A matrix as it lies in memory: element (i, j) at data[i * rows + j * columns]; one of the strides is 1.
-template <typename T>
-struct View {
-    const T* data;
-    int64_t rows, columns;
-    View at(int64_t i, int64_t j) const { return {data + i * rows + j * columns, rows, columns}; }
-};
-
-inline __m512 load(const float* p, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, p); }
-inline __m512 load(const Bf16* p, __mmask16 mask) {
-    const __m256i bits = _mm256_maskz_loadu_epi16(mask, p);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-inline __mmask16 first(int64_t count) {
-    return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << std::max<int64_t>(count, 0)) - 1);
-}
 
 // 2^(3 - exponent of `largest`), and its inverse: sixteen at a time. Of zero both are finite; an infinity or a
 // NaN stays one.
@@ -51,32 +29,6 @@ inline __m512 scale_of(__m512 largest, __m512* back) {
 inline __m512i to_half(__m512 x, __m512 scale) {  // sixteen halves in the low halves of words
     return _mm512_cvtepu16_epi32(
         _mm512_cvtps_ph(_mm512_mul_ps(x, scale), kNearest));
-}
-
-inline void transpose(__m512i r[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
 }
 
 template <typename T>
@@ -182,5 +134,44 @@ void pack_columns(View<T> b, int columns, int64_t depth, uint16_t* out, float* b
         }
     }
 }
+
+// sum += b * *a in every lane: a half broadcast by the instruction itself costs nothing.
+#define M27_FUSE(sum, b, a) asm("vfmadd231ph %2%{1to32%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*(a)))
+
+inline void flush(__m512h sum, float* at, bool add) {
+    const __m512i h = _mm512_castph_si512(sum);
+    __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(h));
+    __m512 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(h, 1));
+    if (add) {
+        low = _mm512_add_ps(low, _mm512_load_ps(at));
+        high = _mm512_add_ps(high, _mm512_load_ps(at + 16));
+    }
+    _mm512_store_ps(at, low);
+    _mm512_store_ps(at + 16, high);
+}
+
+// tile[kRows][kColumns] = sum over k of a[k][.] b[k][.], scales still on. The sums are named one by one and not an
+// array, which the compiler would keep in memory.
+inline void multiply(const uint16_t* a, const uint16_t* b, int64_t depth, float* tile) {
+#define M27_ROWS(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+#define M27_ZERO(i) __m512h low##i = _mm512_setzero_ph(), high##i = low##i;
+#define M27_STEP(i) M27_FUSE(low##i, b0, a + i); M27_FUSE(high##i, b1, a + i);
+#define M27_FLUSH(i) flush(low##i, tile + i * kColumns, k != 0); flush(high##i, tile + i * kColumns + 32, k != 0);
+    static_assert(kRows == 12 && kColumns == 64);
+    for (int64_t k = 0; k < depth; k += kChunk) {
+        M27_ROWS(M27_ZERO)
+        const uint16_t* const end = a + std::min<int64_t>(kChunk, depth - k) * kRows;
+        for (; a != end; a += kRows, b += kColumns) {
+            const __m512h b0 = _mm512_loadu_ph(b), b1 = _mm512_loadu_ph(b + 32);
+            M27_ROWS(M27_STEP)
+        }
+        M27_ROWS(M27_FLUSH)
+    }
+#undef M27_ROWS
+#undef M27_ZERO
+#undef M27_STEP
+#undef M27_FLUSH
+}
+#undef M27_FUSE
 
 }  // namespace half
