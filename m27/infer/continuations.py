@@ -138,7 +138,8 @@ def _filled(waiting: deque[_Row], begun: list[_Row], blocks: Blocks, tokens: int
 
 def _run(runner: Runner, blocks: Blocks, step: Step) -> None:
     """Compute one step, add to the rows' sums, and let what is whole be found."""
-    ids, places, slots, wanted = [], [], [], []
+    ids, places, slots = [], [], []
+    wanted: list[int] = []
     starts = [0]
     scored: list[tuple[_Row, range]] = []
     for row, count in step:

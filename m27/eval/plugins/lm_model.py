@@ -45,7 +45,7 @@ class M27(TemplateLM):
         journal: Journal | None = None,
     ) -> None:
         super().__init__()
-        many = int(batch_size) if str(batch_size).isdigit() else 1
+        many = int(batch_size or 1) if str(batch_size).isdigit() else 1
         where = "auto" if device in (None, "cuda", "cuda:0") else device  # which the harness says unasked
         settings = Settings(
             at_once=at_once or (many if many > 1 else 16), precision=precision, threads=threads, device=where

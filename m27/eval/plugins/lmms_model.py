@@ -42,7 +42,7 @@ class M27(lmms):
     ) -> None:
         super().__init__()
         where = device if device and device.startswith("cuda") else "auto"
-        many = int(batch_size) if str(batch_size).isdigit() else 1
+        many = int(batch_size or 1) if str(batch_size).isdigit() else 1
         self._settings = Settings(
             at_once=max(int(at_once), many), precision=precision, threads=int(threads), device=where
         )
