@@ -64,7 +64,7 @@ class Link:
         self._said = time.monotonic()
 
     def get(self, seconds: float) -> Command[int] | None:
-        """As `Port`."""
+        """What the server asks next; None where nothing comes within `seconds`. Raises OSError, WireError."""
         if (value := self.receive(seconds)) is None:
             return None
         if not value:
@@ -81,7 +81,7 @@ class Link:
             self.send({"refused": [key, wire.error_out(error)]})
 
     def turn(self, told: Sequence[tuple[int, Event]], counts: Counts | None) -> None:
-        """As `Port`."""
+        """Tell the server what is due, in one frame; ends first, for their clients may ask the next thing."""
         if told or self._taken or time.monotonic() - self._said > _SIGN_OF_LIFE:
             ending = {key for key, event in told if event["type"] == "done"}
             if ending and len(ending) < len(told):  # first those whose clients may ask the next thing

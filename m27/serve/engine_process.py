@@ -129,7 +129,7 @@ class EngineProcess(Front):
     # Of the event loop
 
     async def watch(self, every: float = 1.0) -> None:
-        """As `Front`."""
+        """Hear the process, and fail what waits as soon as it is dead or stuck. Runs until it is cancelled."""
         self._attach()
         await super().watch(every)
 

@@ -78,7 +78,7 @@ class EngineThread(Front):
         return None
 
     def answer(self, key: Ticket, error: ApiError | None) -> None:
-        """As `Port`."""
+        """A request was taken on, or refused: its client's loop is told."""
         _call(key.loop, key.accept, error)
 
     def turn(self, told: Sequence[tuple[Ticket, Event]], counts: Counts | None) -> None:

@@ -186,7 +186,7 @@ _WANTED: dict[str, tuple[tuple[str, type], ...]] = {
 
 
 def error_out(error: ApiError) -> list[Any]:
-    """A refusal."""
+    """A refusal as a frame holds it; `error_in` reads it."""
     return [error.status, error.message, error.code, error.param, error.retry_after]
 
 

@@ -168,7 +168,7 @@ def test_advantages_compare_with_other_documents_only():
 class Eyes:
     """A judge for which a picture's brightness is its meaning, and so is a text's length."""
 
-    def __init__(self, bench):
+    def __init__(self, codec, seed):
         pass
 
     def advantages(self, made):
