@@ -66,7 +66,7 @@ class M27(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """The folder."""
+        """The folder of the model, by which the harness tells its caches of tokens apart."""
         return str(self.model.folder).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:

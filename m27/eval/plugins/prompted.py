@@ -87,11 +87,11 @@ class Prompted:
         and without penalty where they say nothing, but that the id that ends an answer does not count towards
         `max_tokens`. Raises AnswererError where the engine cannot answer."""
         plain = {"modalities": ("text",), "temperature": 0.0, "repetition_penalty": 1.0, "seed": 0}
-        requests = []
+        asked = []
         for ids, options in prompts:
             given = {**plain, **options, "max_tokens": options.get("max_tokens", 256) + 1}
-            requests.append(Request([{"role": PROMPT, "content": ids}], **given))
-        yield from self.answer(requests)
+            asked.append(Request([{"role": PROMPT, "content": ids}], **given))
+        yield from self.answer(asked)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
         """(place, text) of each request's answer as it is done. Raises AnswererError where one cannot be had."""
