@@ -55,8 +55,8 @@ def serve(
     concurrent: Annotated[int, typer.Option(help="Requests at once of each key; 0: no limit.")] = 0,
     drain: Annotated[float, typer.Option(help="Seconds for open answers when stopped.")] = 30.0,
     engine_process: Annotated[
-        bool, typer.Option(help="Run the engine in a process of its own, else in a thread.")
-    ] = True,
+        bool, typer.Option(help="Run the engine in a process of its own, which may die and is started anew.")
+    ] = False,
     log_level: Annotated[str, typer.Option(help="info or warning.")] = "info",
     otlp: Annotated[
         str | None, typer.Option(help="Send OpenTelemetry traces to this OTLP/HTTP address.")
