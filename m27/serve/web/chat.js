@@ -8,6 +8,7 @@ import { complete, explain } from "./api.js";
 import * as talk from "./conversation.js";
 
 const SAVE_EVERY_MS = 1000; // of a running answer, so that a reload loses little of it
+const KEEP_WITHIN_MS = 1000;
 
 /** See the head of the file. `messages` are in the form of conversation.js. */
 export class Chat {
@@ -134,17 +135,19 @@ export class Chat {
     }
     this.#abort = null;
     clearInterval(timer);
-    removeEventListener("pagehide", keep);
     this.chat.updated = Date.now();
     this.#saveChat();
-    keep();
+    // It has ended once it is kept: whoever loads the page again when it says so finds all of it. A browser whose
+    // storage does not answer is not waited for.
+    await Promise.race([keep(), new Promise((resolve) => setTimeout(resolve, KEEP_WITHIN_MS))]);
+    removeEventListener("pagehide", keep);
     this.onanswer(number, "end");
   }
 
   #save(number) {
     const message = this.messages[number];
-    if (!message) return; // another conversation was opened since
-    this.#store.saveMessage(this.chat.id, number, message).catch((error) => this.#fault(error));
+    if (!message) return Promise.resolve(); // another conversation was opened since
+    return this.#store.saveMessage(this.chat.id, number, message).catch((error) => this.#fault(error));
   }
 
   #saveChat() {
