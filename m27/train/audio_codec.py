@@ -109,14 +109,7 @@ class Trainer:
             begun = AudioCodec(self.codec.config)  # the stored one went through int8
         self.codec.encoder, self.codec.decoder = begun.encoder, begun.decoder
         self.codec.ear.requires_grad_(False)
-        c = self.codec.config
-        self.heads = Heads(len(c.levels), c.decoder_dim, c.whisper_dim)
-        sample = self.corpus.teacher_sample()
-        self.scale = sample.mean(0), sample.std(0) + 1e-3
-        semantic = self.heads.semantic
-        semantic.centroids = k_means(
-            (sample - self.scale[0]) / self.scale[1], semantic.context.out_features
-        )
+        self.add_heads(self.corpus.teacher_sample())
         self.codec.to(device)
         self.heads.to(device)
         self.learned = nn.ModuleDict(
@@ -129,8 +122,7 @@ class Trainer:
     def train_step(self) -> tuple[Row, Tensor]:
         """One step; its data and noise depend on seed and step number only. Losses stay on the device."""
         recipe = self.recipe
-        rng = np.random.default_rng((recipe.seed, self.step))
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
+        rng = self.seeded()
         self.learned.train()
         batch = self.corpus.batch(rng, recipe.batch, recipe.codes, recipe.negatives)
         terms, codes, _ = losses(self.codec, self.heads, batch, self.scale, self.bf16)
@@ -140,6 +132,21 @@ class Trainer:
         self.step += 1
         row: Row = {name: term.detach() for name, term in terms.items()}
         return {**row, "loss": loss.detach(), "norm": norm, "lr": lr}, codes
+
+    def add_heads(self, sample_ND: Tensor) -> None:
+        """Make the heads; units of the semantic one are clusters of the teacher's features [N, D], each dimension in
+        its own deviation."""
+        c = self.codec.config
+        self.heads = Heads(len(c.levels), c.decoder_dim, c.whisper_dim)
+        self.scale = sample_ND.mean(0), sample_ND.std(0) + 1e-3
+        semantic = self.heads.semantic
+        standard = (sample_ND - self.scale[0]) / self.scale[1]
+        semantic.centroids = k_means(standard, semantic.context.out_features)
+
+    def seeded(self) -> np.random.Generator:
+        """The generator of this step's data; torch's is set too. Both depend on seed and step number only."""
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        return np.random.default_rng((self.recipe.seed, self.step))
 
     def progress(self) -> float:
         """Share of the run that is over, from 0."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,8 +92,7 @@ class DecoderTrainer(Trainer):
     def train_step(self) -> tuple[Row, Tensor]:
         """One step; its data and noise depend on seed and step number only. Losses stay on the device."""
         recipe, device = self.recipe, self.recipe.device
-        rng = np.random.default_rng((recipe.seed, self.step))
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
+        rng = self.seeded()
         done = self.progress()
         batch = self.corpus.batch(rng, recipe.batch, recipe.codes)
         assert batch.codes_BN is not None

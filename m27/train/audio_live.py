@@ -28,7 +28,7 @@ from m27.train.audio_adversary import Adversary
 from m27.train.audio_codec import Row, adam, rate
 from m27.train.audio_corpus import Batch, Clip, Corpus, fast_bf16, strips
 from m27.train.audio_decoder import DecoderTrainer, DecoderTraining
-from m27.train.audio_losses import Heads, LossWeights, k_means, losses
+from m27.train.audio_losses import LossWeights, losses
 
 _PAD = 8_000  # samples of silence that Whisper hears after a sound, as in `codec.audio`
 TEACHER = "audio_teacher.safetensors"
@@ -196,15 +196,9 @@ class LiveTrainer(DecoderTrainer):
         assert self.codec.refiner is not None
         self.codec.requires_grad_(True)
         self.codec.ear.requires_grad_(False)
-        c = self.codec.config
         self.teacher = teacher.to(device)
-        corpus.hears_with(self.teacher, c.whisper_blocks, self.bf16)
-        self.heads = Heads(len(c.levels), c.decoder_dim, c.whisper_dim)
-        sample = corpus.teacher_sample()
-        self.scale = sample.mean(0), sample.std(0) + 1e-3
-        semantic = self.heads.semantic
-        standard = (sample - self.scale[0]) / self.scale[1]
-        semantic.centroids = k_means(standard, semantic.context.out_features)
+        corpus.hears_with(self.teacher, self.codec.config.whisper_blocks, self.bf16)
+        self.add_heads(corpus.teacher_sample())
         self.codec.to(device)
         self.heads.to(device)
         self.adversary = Adversary(recipe.sizes, recipe.periods, recipe.width).to(device)
@@ -227,8 +221,7 @@ class LiveTrainer(DecoderTrainer):
     def train_step(self) -> tuple[Row, Tensor]:
         """One step; its data and noise depend on seed and step number only. Losses stay on the device."""
         recipe = self.recipe
-        rng = np.random.default_rng((recipe.seed, self.step))
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
+        rng = self.seeded()
         done = self.progress()
         self.learned.train()
         batch = self.corpus.batch(rng, recipe.batch, recipe.codes, recipe.negatives)

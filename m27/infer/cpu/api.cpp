@@ -61,9 +61,8 @@ double m27_draw(float* rows, const int32_t* spans, int count, const Draws* draws
     std::vector<Drawer> drawers(threads);
     const Spans ids{spans, count};
     for (Drawer& drawer : drawers) drawer.reserve(ids.ids());
-    std::atomic<int> entered{0};
     auto body = [&] {
-      Drawer& drawer = drawers[entered.fetch_add(1)];
+      Drawer& drawer = drawers[Pool::me()];
       pool.share(number, [&](int begin, int end) {
         for (; begin < end; ++begin) drawer.draw(*draws, begin, ids, rows);
       });

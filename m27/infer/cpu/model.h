@@ -200,7 +200,6 @@ class Model {
   std::vector<int> first_chunk_;  // of each tile, when chunks are shared out
   std::vector<float> parts_;      // their values
   std::vector<Soft> softs_;
-  std::atomic<int> entered_{0};
   std::vector<size_t> drawn_at_;  // where the rows of each question lie in `drawn_`
   std::vector<float> drawn_;
   std::vector<Drawer> drawers_;  // of each thread

@@ -1,9 +1,9 @@
 // Threads that wait together, and memory that is held together.
 //
 // A step is one parallel region: every thread runs the same code, takes pieces of each phase, first of a part
-// of its own and then of the others' (so that a slow core does fewer), and meets the others at a barrier. Waiting spins for a short
-// while and then gives the core away; between steps the threads sleep. Who computes a piece never
-// changes what is computed.
+// of its own and then of the others' (so that a slow core does fewer), and meets the others at a barrier.
+// Waiting spins for a short while and then gives the core away; between steps the threads sleep. Who computes
+// a piece never changes what is computed.
 #pragma once
 
 #include <atomic>
@@ -45,6 +45,8 @@ class Pool {
   }
 
   int threads() const { return n_; }
+  // Within `run`: this thread's number, below `threads()`.
+  static int me() { return me_; }
 
   // Runs `body` in every thread, this one included, and returns when all are done.
   template <class F>

@@ -98,11 +98,10 @@ inline void Model::prepare(const Batch& b) {
     if (softs_.size() < n) softs_.resize(n);
   }
   first_chunk_.push_back(chunks);
-  entered_ = 0;
 }
 
 inline void Model::work(const Batch& b) {
-  const int T = b.tokens, thread = entered_.fetch_add(1);
+  const int T = b.tokens, thread = Pool::me();
   auto each = [&](auto f) {
     pool_.share(T, [&](int begin, int end) {
       for (int t = begin; t < end; ++t) f(t);
