@@ -93,7 +93,7 @@ def products(library: binding.Library, config: Config, threads: int, repeat: int
         row: dict[str, float] = {}
         for name, rows, cols in (("up", 2 * config.ffn_dim, config.dim), ("down", config.dim, config.ffn_dim)):
             w = torch.from_numpy(draw.standard_normal((rows, cols), np.float32)) * 0.05
-            packed = quantize.pack(w, kind, lambda m, k: library.rounded(m, k, threads))
+            packed = quantize.pack(w, kind, lambda m, k, c: library.rounded(m, k, c, threads))
             size = sum(a.nbytes for a in (packed.values, packed.scale, packed.minimum) if a is not None)
             x = draw.standard_normal((256, cols), np.float32)
             one = statistics.median(library.product(kind, packed, x[:1], threads, 200)[1] for _ in range(repeat))

@@ -28,6 +28,9 @@ from pathlib import Path
 
 from recipes.ledger import Ledger, Record, ReleaseError, device_name, on_gpu
 
+# Of every medium, and as many tokens of each.
+CALIBRATED = ("texts", "openclipart", "emoji", "easy_vqa", "spoken_words", "instruments", "speech")
+
 
 @dataclass(frozen=True)
 class Minutes:
@@ -161,6 +164,7 @@ def stages(recipe: ReleaseRecipe) -> list[Stage]:
         nano("sft", "the same, on instructions", length.sft),
         nano("asked", "the same, many questions a picture", length.asked),
         nano("write", "trained.safetensors and the logs"),
+        Stage("calibrate", "m27.cli", ("calibrate", *CALIBRATED, "--model", model), "what 4 bits are rounded by"),
         report("image-codec", "recipes.image_report", "--codec", model, *made("image-codec.json"),
                "--count", str(recipe.pictures)),
         report("audio-codec", "recipes.audio_report", "--codec", model, *made("audio-codec.json"),

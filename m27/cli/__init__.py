@@ -14,6 +14,7 @@ import typer
 
 from m27.cli import (
     bench,
+    calibrate,
     chat,
     codes,
     compare,
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command("chat")(chat.chat)
 app.command("encode")(codes.encode)
 app.command("decode")(codes.decode)
+app.command("calibrate")(calibrate.calibrate)
 app.command("export")(export.export)
 app.command("finetune")(finetune.finetune)
 app.command("merge")(merge.merge)

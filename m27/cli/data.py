@@ -8,8 +8,10 @@ import typer
 from m27.cli.console import InputError, ModelOption, check_model, default_model
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from m27.data.catalogue import Documents
-    from m27.data.sources.base import Side
+    from m27.data.sources.base import Document, Side
 
 app = typer.Typer(help="Fetch, build, check and look at training data.", no_args_is_help=True)
 
@@ -125,6 +127,14 @@ def show(
     documents = pages.samples(names, side, seed, count)
     shown = pages.show(documents, out, title=f"{', '.join(names)} ({side})")
     print(f"{out}: {shown} samples")
+
+
+def documents(name: str, side: "Side", seed: int) -> "Iterator[Document]":
+    """Documents of a name of the catalogue, or of a user's own file or folder. Raises InputError for another name,
+    before the first one is asked for."""
+    from m27.data import check as records
+
+    return records.read(name) if _is_path(name) else _maker(name)(side, seed)
 
 
 def _side(split: str) -> "Side":

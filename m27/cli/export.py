@@ -19,7 +19,9 @@ TOKENIZER_FILES = (
 )
 CODEC_FILES = ("image_codec.safetensors", "audio_codec.safetensors")
 # What makes a folder of weights a whole model for every command of ours, where the base has it.
-BESIDE = (*TOKENIZER_FILES, *CODEC_FILES, "generation_config.json", "regression.safetensors")
+BESIDE = (
+    *TOKENIZER_FILES, *CODEC_FILES, "generation_config.json", "regression.safetensors", "importance.safetensors",
+)  # fmt: skip
 LAYOUTS = ("hf", "int8", "int4")
 # What tells one layout from another: a folder with two of them would be read as either.
 MARKS = {

@@ -22,7 +22,7 @@ from m27.infer.scheduler import Limits
 from m27.infer.schema import JsonSchemas
 from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
-from m27.model import checkpoint
+from m27.model import checkpoint, importance
 from m27.model.quantized import held_precision
 
 if TYPE_CHECKING:
@@ -146,8 +146,9 @@ def _cpu_runner(
     blocks = limits.blocks or max(1, limits.cache_bytes // (16 * token))
     try:
         runner = CpuRunner.load(
-            state, config, precision=precision, cache=cache, blocks=blocks, threads=threads
-        )
+            state, config, precision=precision, cache=cache, blocks=blocks, threads=threads,
+            importance=importance.read(folder, config) if precision == "int4" else {},
+        )  # fmt: skip
         runtime.trim_freed_memory()  # what one matrix after another took while it was rounded
         return runner
     except (BuildError, RunnerError) as error:

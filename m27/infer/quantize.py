@@ -58,13 +58,16 @@ class Packed:
 
 
 def pack(
-    value: Tensor | Blocks | npt.NDArray[np.float32], kind: str, rounding: Rounding = rounded
+    value: Tensor | Blocks | npt.NDArray[np.float32],
+    kind: str,
+    rounding: Rounding = rounded,
+    importance_C: Tensor | None = None,
 ) -> Packed:
     """A matrix as the C++ step takes it, of kind "float32", "bfloat16", "int8" or "int4"."""
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if kind in ("int8", "int4"):
-        blocks = blocks_of(value, kind, rounding)
+        blocks = blocks_of(value, kind, rounding, importance_C)
         scale = blocks.scale.contiguous().numpy().view(np.uint16)
         minimum = None
         if blocks.minimum is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from m27.infer import quantize
-from m27.model import checkpoint
+from m27.model import checkpoint, importance
 from m27.model.config import Config
 from m27.model.files import CheckpointError
 from m27.model.quantized import held_precision, save_quantized
@@ -26,7 +26,8 @@ def store(folder: str | Path, out: str | Path, precision: str) -> Config:
     if held:
         raise CheckpointError(f"{folder}: holds weights in {held} already; export the whole ones")
     config, state = checkpoint.open_state(folder)
-    save_quantized(out, config, quantize.quantized(state, precision, _rounding()), precision)
+    counted = importance.read(folder, config)
+    save_quantized(out, config, quantize.quantized(state, precision, _rounding(), counted), precision)
     return config
 
 

@@ -1,15 +1,17 @@
 """Weights rounded to blocks of 8 and 4 bits, and which matrix of a decoder is held in which.
 
 Inputs go in groups of 32, each with a scale in half precision and, for 4 bits, a minimum: a weight is
-q * scale (int8, -127 ... 127) or q * scale + minimum (int4, 0 ... 15), as in Q8_0 and Q4_1 of ggml. It
+q * scale (int8, -127 ... 127) or q * scale + minimum (int4, 0 ... 15), as in Q8_0 and Q4_1 of ggml. In 4
+bits the error of an input counts as much as that input does, where that is known (`m27.model.importance`). It
 knows no file: that is `m27.model.quantized`.
 
-Shapes: R rows, C columns, G groups of 32 columns.
+Shapes: R rows, C columns, G groups of 32 columns, N groups of all rows, B the 32 of a group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,9 @@ from m27.model.gguf import BLOCK, Blocks
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 _CHUNK = 1 << 14  # groups that are rounded at a time, so that they stay in the processor's cache
-_SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the range, tried from either side
+_SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)  # of the range, tried from either side
+_FITS = 2
+_LEAST = 1e-3  # what an input that is always nothing counts
 
 
 def in_groups(weight_RC: Tensor) -> Tensor:
@@ -57,60 +61,77 @@ def settle_int8(weight_RC: Tensor) -> Blocks:
         found = again
 
 
-def round_int4(weight_RC: Tensor) -> Blocks:
-    """Round a matrix to 4 bits: of several ranges the one whose squared error is least, after scale and
-    minimum are fitted by least squares to what was rounded."""
+def group_weights(importance_C: Tensor | None, columns: int) -> Tensor:
+    """[G, 32], how much the error of an input counts in its group: about 1 on average, none at nothing.
+
+    `importance_C` is the mean square of each input; None: all alike.
+    """
+    squares_C = torch.ones(columns) if importance_C is None else importance_C
+    squares_GB = in_groups(squares_C[None])[0]
+    return squares_GB / squares_GB.mean(-1, keepdim=True).clamp_min(1e-20) + _LEAST
+
+
+def round_int4(weight_RC: Tensor, importance_C: Tensor | None = None) -> Blocks:
+    """Round a matrix to 4 bits: of several ranges the one whose squared error, weighted by the inputs'
+    `importance_C`, is least. Scale and minimum are fitted by least squares to what was rounded, twice."""
     w_RGB = in_groups(weight_RC)
     rows, groups, _ = w_RGB.shape
-    flat = w_RGB.reshape(-1, BLOCK)
-    parts = [_round_groups(flat[i : i + _CHUNK]) for i in range(0, len(flat), _CHUNK)]
+    counts_GB = group_weights(importance_C, weight_RC.shape[1])
+    step = max(1, _CHUNK // groups)
+    parts = [_round_groups(w_RGB[i : i + step], counts_GB) for i in range(0, rows, step)]
     q, scale, minimum = (torch.cat(part) for part in zip(*parts, strict=True))
-    both = q[:, :16] | q[:, 16:] << 4
-    return Blocks(both.view(rows, -1), scale.view(rows, groups), minimum.view(rows, groups))
+    both = q[..., :16] | q[..., 16:] << 4
+    return Blocks(both.flatten(1), scale, minimum)
 
 
-def _round_groups(w_NB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    low, high = w_NB.aminmax(dim=-1, keepdim=True)
-    total, squares = w_NB.sum(-1, keepdim=True), w_NB.square().sum(-1, keepdim=True)
+def _round_groups(w_RGB: Tensor, counts_GB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    low, high = w_RGB.aminmax(dim=-1, keepdim=True)
+    weighted = w_RGB * counts_GB
+    n, total = counts_GB.sum(-1, keepdim=True), weighted.sum(-1, keepdim=True)
+    squares = (weighted * w_RGB).sum(-1, keepdim=True)
     best = torch.full_like(low, torch.inf)
     scale, minimum = torch.zeros_like(low), low.clone()
     middle, half = (low + high) / 2, (high - low) / 2
     for shrink in _SHRINK:
-        step = half * (2 * shrink / 15)
-        inverse = torch.where(step > 0, 1 / step, 0.0)
-        q = torch.addcmul(-(middle - half * shrink) * inverse, w_NB, inverse).round_().clamp_(0, 15)
-        # Least squares of w = a q + b over the group.
-        n, s, ss = BLOCK, q.sum(-1, keepdim=True), q.square().sum(-1, keepdim=True)
-        product = (q * w_NB).sum(-1, keepdim=True)
-        spread = n * ss - s * s
-        a = torch.where(spread > 0, (n * product - s * total) / spread, 0.0)
-        b = (total - a * s) / n
+        a, b = half * (2 * shrink / 15), middle - half * shrink
+        for _ in range(_FITS):
+            inverse = torch.where(a > 0, 1 / a, 0.0)
+            q = torch.addcmul(-b * inverse, w_RGB, inverse).round_().clamp_(0, 15)
+            # Least squares of w = a q + b over the group.
+            qc = q * counts_GB
+            s, ss = qc.sum(-1, keepdim=True), (qc * q).sum(-1, keepdim=True)
+            product = (qc * w_RGB).sum(-1, keepdim=True)
+            spread = n * ss - s * s
+            a = torch.where(spread > 0, (n * product - s * total) / spread, 0.0)
+            b = (total - a * s) / n
         error = squares - a * product - b * total
         better = (error < best) & (a >= 0)
         best = torch.where(better, error, best)
         scale, minimum = torch.where(better, a, scale), torch.where(better, b, minimum)
     scale, minimum = scale.half(), minimum.half()
     inverse = torch.where(scale > 0, 1 / scale.float(), 0.0)
-    q = ((w_NB - minimum.float()) * inverse).round_().clamp_(0, 15).to(torch.uint8)
-    return q, scale[:, 0], minimum[:, 0]
+    q = ((w_RGB - minimum.float()) * inverse).round_().clamp_(0, 15).to(torch.uint8)
+    return q, scale[..., 0], minimum[..., 0]
 
 
-Rounding = Callable[[Tensor, str], Blocks]
+Rounding = Callable[[Tensor, str, Tensor | None], Blocks]
 
 
-def rounded(weight_RC: Tensor, kind: str) -> Blocks:
+def rounded(weight_RC: Tensor, kind: str, importance_C: Tensor | None = None) -> Blocks:
     """Round a matrix to "int8" or "int4"."""
-    return round_int8(weight_RC) if kind == "int8" else round_int4(weight_RC)
+    return round_int8(weight_RC) if kind == "int8" else round_int4(weight_RC, importance_C)
 
 
-def blocks_of(value: Tensor | Blocks, kind: str, rounding: Rounding = rounded) -> Blocks:
+def blocks_of(
+    value: Tensor | Blocks, kind: str, rounding: Rounding = rounded, importance_C: Tensor | None = None
+) -> Blocks:
     """A matrix in blocks of "int8" or "int4": as it is where it is that already, else rounded."""
     if isinstance(value, Blocks):
         four = value.q.dtype == torch.uint8 and value.minimum is not None
         if (kind == "int4" and four) or (kind == "int8" and value.q.dtype == torch.int8):
             return value
         value = value.dequantize()
-    return rounding(value, kind)
+    return rounding(value, kind, importance_C)
 
 
 def is_matrix(name: str) -> bool:
@@ -127,12 +148,17 @@ def kind_of(name: str, precision: str) -> str:
 
 
 def quantized(
-    state: Mapping[str, Tensor | Blocks], kind: str, rounding: Rounding = rounded
+    state: Mapping[str, Tensor | Blocks],
+    kind: str,
+    rounding: Rounding = rounded,
+    importance: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Tensor | Blocks]]:
     """Each tensor of a decoder at "int8" or "int4", matrices in blocks as `kind_of` says; one at a time,
-    so that of a `state` that makes its tensors when they are asked for one is there in float32."""
+    so that of a `state` that makes its tensors when they are asked for one is there in float32.
+
+    `importance`: what each input of a matrix counts, by the matrix's name; see `m27.model.importance`."""
     for name, value in state.items():
         if is_matrix(name):
-            yield name, blocks_of(value, kind_of(name, kind), rounding)
+            yield name, blocks_of(value, kind_of(name, kind), rounding, importance.get(name))
         else:
             yield name, value if isinstance(value, Blocks) else value.detach().float()

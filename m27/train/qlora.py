@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m27.model import checkpoint
+from m27.model import checkpoint, importance
 from m27.model.config import Config
 from m27.model.decoder import Decoder
 from m27.model.gguf import Blocks
@@ -199,13 +199,15 @@ def open_base(
         raise BaseError(f"{folder}: experts are rounded in memory; load the checkpoint and set base_bits")
     with torch.device("meta"):
         decoder = Decoder(config)
+    counted = importance.read(folder, config)
     rows: Tensor | None = None
     for name, value in state.items():
         stem = name.removesuffix(".weight")
         if name == _EMBEDDING:
             rows = _floats(value, config).to(dtype)
         elif _is_rounded(stem):
-            blocks = blocks_of(value, kind_of(name, BITS[bits]))
+            kind = kind_of(name, BITS[bits])
+            blocks = blocks_of(value, kind, importance_C=counted.get(name))
             _put(decoder, stem, BlockLinear(blocks, decoder.get_parameter(name).shape[1]))
         elif isinstance(value, Tensor):
             _put_tensor(decoder, stem, value.float())

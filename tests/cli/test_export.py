@@ -110,3 +110,26 @@ def test_sizes_prints_every_size(run) -> None:
     out = run("sizes").out
     for name in ("tiny", "nano", "1b7", "7b", "moe"):
         assert any(name in line and "B" in line for line in out.splitlines())
+
+
+def test_calibrated_weights_are_rounded_by_what_counts(run, tmp_path: Path) -> None:
+    data = tmp_path / "own.jsonl"
+    turns = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "good day"}]
+    data.write_text("".join(json.dumps({"messages": turns}) + "\n" for _ in range(3)))
+    assert run("export", "--to", "int4", "--out", "even").status == 0
+    assert run("export", "--out", "whole").status == 0
+    done = run("calibrate", data, "--model", "whole", "--tokens", "40")
+    assert done.status == 0
+    assert done.out == "whole/importance.safetensors: 40 tokens\n"
+    assert run("export", "--model", "whole", "--to", "int4", "--out", "weighted").status == 0
+    even, weighted = (checkpoint.load(Path(side)).state_dict() for side in ("even", "weighted"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(even[name], weighted[name])
+    for arguments, said in (
+        (("calibrate", "nothing", "--model", "whole"), "no documents called 'nothing'"),
+        (("calibrate", data, "--model", "weighted"), "weighted: holds weights in int4 already"),
+        (("calibrate", tmp_path / "not.jsonl", "--model", "whole"), "not.jsonl: no such file"),
+    ):
+        done = run(*arguments)
+        assert done.status == 2
+        assert said in done.err and done.err.count("\n") == 1

@@ -87,9 +87,10 @@ int m27_remove_adapter(Model* m, int number, char* error, size_t room) {
 
 size_t m27_bytes(const Model* m, int cache) { return cache ? m->cache_bytes() : m->weight_bytes(); }
 
-void m27_round(const float* w, int rows, int cols, uint8_t* q, uint16_t* scale, uint16_t* minimum, int threads) {
+void m27_round(const float* w, const float* counts, int rows, int cols, uint8_t* q, uint16_t* scale, uint16_t* minimum,
+               int threads) {
   Pool pool(threads);
-  round_matrix(pool, w, rows, cols, q, scale, minimum);
+  round_matrix(pool, w, counts, rows, cols, q, scale, minimum);
 }
 
 // y [tokens, rows] = W x [tokens, cols], `repeat` times; the seconds of one of them. For tests and benchmarks.

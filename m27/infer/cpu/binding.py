@@ -21,6 +21,7 @@ from torch import Tensor
 from m27.infer import quantize
 from m27.infer.cpu import build, drawing
 from m27.model.gguf import BLOCK, Blocks
+from m27.model.rounding import group_weights
 
 KINDS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 CACHES = {"float32": 0, "float16": 1, "int8": 2, "bfloat16": 3}
@@ -81,7 +82,7 @@ class Library:
                 ctypes.c_double,
                 [_I, _I, _I, _P, _S, _P, _P, _P, _I, _P, _I, _I],
             ),
-            ("m27_round", None, [_P, _I, _I, _P, _P, _P, _I]),
+            ("m27_round", None, [_P, _P, _I, _I, _P, _P, _P, _I]),
             ("m27_bandwidth", ctypes.c_double, [_S, _I, _I]),
         ):
             function = getattr(self.raw, name)
@@ -107,16 +108,19 @@ class Library:
             raise StepError(text.value.decode(errors="replace"))
         return result
 
-    def rounded(self, weight_RC: Tensor, kind: str, threads: int = 1) -> Blocks:
+    def rounded(
+        self, weight_RC: Tensor, kind: str, importance_C: Tensor | None = None, threads: int = 1
+    ) -> Blocks:
         """`quantize.rounded` of a matrix, in a fraction of the time."""
         w = weight_RC.detach().float().contiguous()
+        counts = group_weights(importance_C, w.shape[1])
         rows, groups = len(w), -(-w.shape[1] // BLOCK)
         four = kind == "int4"
         q = torch.empty((rows, groups * (16 if four else BLOCK)), dtype=torch.uint8 if four else torch.int8)
         scale = torch.empty((rows, groups), dtype=torch.float16)
         minimum = torch.empty_like(scale) if four else None
         self.raw.m27_round(
-            w.data_ptr(), rows, w.shape[1], q.data_ptr(), scale.data_ptr(),
+            w.data_ptr(), counts.data_ptr(), rows, w.shape[1], q.data_ptr(), scale.data_ptr(),
             None if minimum is None else minimum.data_ptr(), threads,
         )  # fmt: skip
         return Blocks(q, scale, minimum)

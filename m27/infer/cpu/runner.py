@@ -12,6 +12,7 @@ import os
 import re
 import weakref
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -64,13 +65,14 @@ class CpuRunner:
         cache: str = "auto",
         blocks: int = 512,
         threads: int = 0,
+        importance: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> CpuRunner:
         """Hand a decoder, or its tensors by Hugging Face name (with `config`), to the step.
 
         `precision` is "float32", "bfloat16", "int8" or "int4" (see `quantize.kind_of`), `cache` "float32",
         "float16", "bfloat16", "int8" or "auto" (float32 for float32, else `Library.cache`). 0 threads are as
-        many as this process may use. Raises BuildError where the step cannot be compiled, RunnerError for
-        what it does not serve.
+        many as this process may use. `importance`: what int4 is rounded by (`m27.model.importance`). Raises
+        BuildError where the step cannot be compiled, RunnerError for what it does not serve.
         """
         if isinstance(source, Decoder):
             config, source = source.config, source.state_dict()
@@ -100,7 +102,7 @@ class CpuRunner:
             raise RunnerError(str(error)) from None
         assert handle is not None
         runner = cls(library, handle, config, blocks)
-        runner._fill(source, precision, threads)
+        runner._fill(source, precision, threads, importance)
         runner._facts = {
             "device": "cpu",
             "backend": f"cpu ({library.level})",
@@ -193,9 +195,12 @@ class CpuRunner:
         """Free weights and cache and end the threads; happens by itself when the runner goes."""
         self._close()
 
-    def _fill(self, state: Mapping[str, Tensor | Blocks], precision: str, threads: int) -> None:
-        def rounding(weight_RC: Tensor, kind: str) -> Blocks:
-            return self._library.rounded(weight_RC, kind, threads)
+    def _fill(
+        self, state: Mapping[str, Tensor | Blocks], precision: str, threads: int,
+        importance: Mapping[str, Tensor],
+    ) -> None:  # fmt: skip
+        def rounding(weight_RC: Tensor, kind: str, importance_C: Tensor | None) -> Blocks:
+            return self._library.rounded(weight_RC, kind, importance_C, threads)
 
         for name, shape in _expected(self.config).items():
             if name not in state:
@@ -213,7 +218,8 @@ class CpuRunner:
                 self._library.call("m27_set_vector", self._handle, which, layer, address(vector))
                 continue
             self._shapes[name] = (shape[0], shape[1])
-            packed = quantize.pack(value, quantize.kind_of(name, precision), rounding)
+            kind = quantize.kind_of(name, precision)
+            packed = quantize.pack(value, kind, rounding, importance.get(name))
             number = _PARTS[part] if match else _EMBED if "embed" in name else _HEAD
             self._library.call(
                 "m27_set", self._handle, number, layer, shape[0], address(packed.values),

@@ -52,7 +52,7 @@ def test_products_are_near_the_true_ones(library, kind, off):
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_rounding_in_cpp_is_as_good_as_the_definition(library, kind):
     w = torch.from_numpy(matrix(64, 75)) * 0.05
-    slow, fast = quantize.rounded(w, kind), library.rounded(w, kind, 2)
+    slow, fast = quantize.rounded(w, kind), library.rounded(w, kind, threads=2)
     assert slow.q.shape == fast.q.shape and slow.scale.shape == fast.scale.shape
     error = [float((b.dequantize()[:, :75] - w).norm()) for b in (slow, fast)]
     assert error[1] == pytest.approx(error[0], rel=1e-3)

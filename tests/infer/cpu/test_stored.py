@@ -14,7 +14,7 @@ from m27.infer.runner import Runner, RunnerError
 from m27.infer.scheduler import Limits
 from m27.infer.store import store
 from m27.infer.torch_runner import TorchRunner
-from m27.model import checkpoint
+from m27.model import checkpoint, importance
 from m27.model.files import CheckpointError
 from m27.model.gguf import Blocks
 from m27.model.quantized import held_precision
@@ -29,13 +29,17 @@ def runner(folder: Path, precision: str = "auto", backend: str = "auto") -> Runn
     return load_runner(folder, precision, "cpu", backend, 2, Limits(blocks=16), "auto")
 
 
-@pytest.fixture(params=["packed", "qwen3"])
+@pytest.fixture(params=["packed", "qwen3", "calibrated"])
 def folder(request, tmp_path) -> Path:
-    """A model in the shipped layout, and one in the stock layout of which nothing is whole groups."""
+    """A model in the shipped layout, and one in the stock layout of which nothing is whole groups, also with what
+    its inputs count beside it."""
     if request.param == "packed":
         tiny.write_model(tmp_path / "model")
     else:
-        checkpoint.save(model("qwen3"), tmp_path / "model")
+        decoder = model("qwen3")
+        checkpoint.save(decoder, tmp_path / "model")
+        if request.param == "calibrated":
+            importance.write(tmp_path / "model", importance.measure(decoder, [ids(decoder.config, 40)])[0], "a test")
     return tmp_path / "model"
 
 
