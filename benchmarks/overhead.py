@@ -81,14 +81,14 @@ class Nothing:
 
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
-    "1 text": (1, {"modalities": ("text",), "max_tokens": 300}),
-    "1 text, greedy": (1, {"modalities": ("text",), "max_tokens": 300, "temperature": 0.0}),
+    "1 text": (1, {"modalities": ("text",), "max_tokens": 300, "min_text": 300}),
+    "1 text, greedy": (1, {"modalities": ("text",), "max_tokens": 300, "min_text": 300, "temperature": 0.0}),
     "1 sound": (1, {"plan": ("audio",), "min_audio_codes": 300, "max_audio_codes": 300}),
     "1 picture, guided": (1, {"plan": ("image",), "image_grid": (16, 16)}),
-    "16 texts": (16, {"modalities": ("text",), "max_tokens": 300}),
+    "16 texts": (16, {"modalities": ("text",), "max_tokens": 300, "min_text": 300}),
     "16 pictures, guided": (16, {"plan": ("image",), "image_grid": (16, 16)}),
-    "64 texts": (64, {"modalities": ("text",), "max_tokens": 300}),
-    "64 texts, temperature 1": (64, {"modalities": ("text",), "max_tokens": 300, "temperature": 1.0}),
+    "64 texts": (64, {"modalities": ("text",), "max_tokens": 300, "min_text": 300}),
+    "64 texts, temperature 1": (64, {"modalities": ("text",), "max_tokens": 300, "min_text": 300, "temperature": 1.0}),
 }
 
 

@@ -1,7 +1,10 @@
 """The bar: whatever the engine does with blocks, chunks and batches, its answers are the oracle's."""
 
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from m27.infer.cpu import BuildError, CpuRunner
 from m27.infer.engine import Engine
 from m27.infer.naive import NaiveEngine
 from m27.infer.request import Request, Response
+from m27.infer.sampler import Floats, Sampler
 from m27.infer.scheduler import Limits
 from m27.infer.torch_runner import TorchRunner
 from m27.language.processor import Processor
@@ -95,15 +99,47 @@ def test_an_answer_does_not_depend_on_its_company(expected: list[Response]) -> N
         assert mixed.differences(engine.chat(ASKED[number]), expected[number]) == []
 
 
+TIE = 1e-4  # of a logit: nearer than this, which id is greater depends on the order of sums
+Truth = tuple[list[int], dict[int, float]]  # ids, and by how much each that was chosen led the next
+
+
+class Leads:
+    """Notes by how much the ids that samplers pick lead those after them."""
+
+    def __init__(self) -> None:
+        self._pick, self._of, self.leads = Sampler._pick, None, dict[int, float]()
+
+    def answer(self, naive: NaiveEngine, request: Request) -> Truth:
+        """The oracle's first answer to a request."""
+        self._of, self.leads = None, {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Sampler, "_pick", lambda *given: self._noted(*given))
+            return list(naive.chat(request).ids), self.leads
+
+    def _noted(self, sampler: Sampler, logits_K: Floats, *more: Any) -> int:
+        self._of = self._of or sampler
+        if self._of is sampler and len(logits_K) > 1:
+            second, first = np.partition(logits_K, -2)[-2:]
+            self.leads[sampler.number] = float(first - second)
+        return self._pick(sampler, logits_K, *more)
+
+
 @pytest.fixture(scope="module")
-def shipped() -> tuple[Decoder, Processor, list[Request], list[list[int]]]:
-    """The shipped model, 200 greedy requests, and the ids of the oracle's answers (minutes)."""
+def shipped() -> tuple[Decoder, Processor, list[Request], list[Truth]]:
+    """The shipped model, 200 greedy requests, and the oracle's answers (minutes)."""
     model, processor = checkpoint.load(WEIGHTS), Processor.load(WEIGHTS)
     asked = mixed.greedy(mixed.requests(200, adapters=(None, None, *NAMES)))
-    naive = NaiveEngine(model, processor)
+    naive, leads = NaiveEngine(model, processor), Leads()
     for k, name in enumerate(NAMES):
         naive.add_adapter(name, mixed.adapter(model.config, name, k, size=0.02))
-    return model, processor, asked, [list(naive.chat(request).ids) for request in asked]
+    return model, processor, asked, [leads.answer(naive, request) for request in asked]
+
+
+def lead_where_they_part(truth: Truth, got: list[int]) -> float:
+    """By how much the oracle's id led the next one where another answer first differs from its own."""
+    ids, leads = truth
+    at = next((k for k, pair in enumerate(zip(ids, got, strict=False)) if len(set(pair)) > 1), None)
+    return math.inf if at is None else leads.get(at, math.inf)
 
 
 @pytest.mark.slow
@@ -112,7 +148,7 @@ def shipped() -> tuple[Decoder, Processor, list[Request], list[list[int]]]:
     ("chunk", "blocks", "reuse"), [(512, 4000, True), (64, 60, True), (7, 60, False), (1, 40, True)]
 )
 def test_200_requests_to_the_shipped_weights_equal_the_oracles(
-    shipped: tuple[Decoder, Processor, list[Request], list[list[int]]],
+    shipped: tuple[Decoder, Processor, list[Request], list[Truth]],
     runner: str, chunk: int, blocks: int, reuse: bool,
 ) -> None:  # fmt: skip
     model, processor, asked, expected = shipped
@@ -128,6 +164,15 @@ def test_200_requests_to_the_shipped_weights_equal_the_oracles(
     for k, name in enumerate(NAMES):
         engine.add_adapter(name, mixed.adapter(model.config, name, k, size=0.02))
     got = mixed.arriving(engine, asked, seed=chunk)
-    assert [list(response.ids) for response in got] == expected
+    apart = {
+        number: lead_where_they_part(truth, list(response.ids))
+        for number, (truth, response) in enumerate(zip(expected, got, strict=True))
+        if list(response.ids) != truth[0]
+    }
+    print(f"{runner}, pieces of {chunk}: {len(apart)} of {len(got)} answers differ, led by {sorted(apart.values())}")
+    if runner == "cpu":
+        assert apart == {}
+    else:  # torch's products depend on the number of rows: it may part where two ids tie
+        assert len(apart) <= 2 and all(lead < TIE for lead in apart.values())
     assert (engine.metrics()["preempted"] > 0) == (blocks < 100)
     assert engine.blocks.used == 0
