@@ -32,8 +32,14 @@ def test_all_ways_write_as_many_tokens() -> None:
     assert tokens["engine"] == tokens["threads"] == tokens["server"]
     rows = {way: [serve.summary(timings, 1.0)] for way, timings in found.items()}
     assert rows["server"][0]["requests"] == 7 and rows["server"][0]["failed"] == 0
-    medians = {"server": [{"whole_p50": 1.1}], "engine": [{"whole_p50": 1.0}]}
-    assert serve.added(medians, "engine") == pytest.approx([0.1])
+
+
+def test_what_the_server_adds_is_told_with_an_interval() -> None:
+    wholes = {"server": [[1.1, 1.1, 9.0], [1.3, 1.3, 0.2]], "engine": [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]}
+    found = serve.added(wholes, "engine")
+    assert found["rounds"] == pytest.approx([0.1, 0.3])
+    assert found["share"] == pytest.approx(0.2)
+    assert (found["low"], found["high"]) == pytest.approx((0.1, 0.3))
 
 
 def test_a_request_that_fails_is_told() -> None:

@@ -205,7 +205,7 @@ def test_the_example_holds_everything_that_it_promises():
     report = json.loads((EXAMPLE / "report.json").read_text())
     text = (EXAMPLE / "report.html").read_text("utf-8")
     assert sum(path.stat().st_size for path in EXAMPLE.iterdir()) < 2_000_000
-    assert len(report["models"]) == 3 and len(report["tasks"]) >= 2
+    assert len(report["models"]) == 3 and len(report["tasks"]) >= 4
     for model in report["models"]:
         timed = ("seconds", "first", "requests_per_second", "cost_per_1000", "memory_bytes")
         assert all(model[name] for name in (*timed, "licence", "data_goes")), model["label"]
