@@ -24,7 +24,7 @@ _log = logging.getLogger("m27.serve")
 _COUNTED = 0.05  # seconds between looks at the engine's counts
 _IDLE = 0.25  # seconds between the signs of life of an engine that has nothing to do
 _TAKING = 0.03  # seconds of taking requests on between two steps; what comes then waits for the next
-LINGER = 0.008  # seconds, a sixth of a step of many answers on two cores
+_LINGER = 0.008  # seconds; no client takes longer to ask the next thing, or it is not worth waiting for
 
 K = TypeVar("K", bound=Hashable)
 Counts = dict[str, Any]
@@ -87,19 +87,20 @@ class Port(Protocol[K]):
 
 
 class EngineLoop(Generic[K]):
-    """Runs an engine through a port. `linger`: how long a step may wait for the next request of clients
-    whose answers have just ended. `prepare`: what is done to a request before the engine has it; raises
+    """Runs an engine through a port. `linger`: how many seconds a step may wait for the next request of clients
+    whose answers have just ended; None: as many as it is `worth`. `prepare`: what is done to a request before the engine has it; raises
     what the engine may."""
 
     def __init__(
         self,
         engine: EngineLike,
         port: Port[K],
-        linger: float = LINGER,
+        linger: float | None = None,
         prepare: Callable[[Request], None] = lambda request: None,
     ) -> None:
         self._engine, self._port, self._prepare = engine, port, prepare
-        self._linger = Linger(linger)
+        self._linger = Linger(_LINGER if linger is None else linger)
+        self._fixed, self._step = linger is not None, 0.0  # seconds of a step, about
         self._numbers: dict[K, int] = {}
         self._open: dict[int, list[Any]] = {}  # number -> its key, answers whose end was not told yet
         self._later: deque[Command[K]] = deque()  # to be taken on after the next step
@@ -111,7 +112,9 @@ class EngineLoop(Generic[K]):
             told: list[tuple[K, Event]] = []
             open_before = len(self._open)
             if engine.busy():
+                began = time.monotonic()
                 told = self._told(engine.step())
+                self._step += 0.2 * (time.monotonic() - began - self._step)
             ended = open_before - len(self._open)
             now = time.monotonic()
             fresh = not engine.busy() or now - counted > _COUNTED
@@ -124,6 +127,8 @@ class EngineLoop(Generic[K]):
         `ended` answers have just gone out, a moment for as many that follow them."""
         idle = not self._engine.busy() and not self._later
         patience = self._linger.begin(ended) if ended and not idle else 0.0
+        if not self._fixed:
+            patience = min(patience, worth(self._step, ended, len(self._open)))
         until, followed, spent = time.monotonic() + patience, 0, 0.0
         again, self._later = self._later, deque()
         while True:
@@ -187,6 +192,15 @@ class EngineLoop(Generic[K]):
                 if kind == "error" or not entry[1]:
                     del self._open[number], self._numbers[entry[0]]
         return out
+
+
+def worth(step: float, ended: int, running: int) -> float:
+    """Seconds for which it is worth to hold up `running` answers for the requests that follow `ended` ones.
+
+    Without waiting those that follow come into the midst of a step of so many seconds and lose up to all of it; each
+    second of waiting is lost by all that run and by them.
+    """
+    return step * ended / (running + ended) if ended else 0.0
 
 
 class Linger:

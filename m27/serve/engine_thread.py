@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from m27.infer.request import Event
-from m27.serve.engine_loop import LINGER, Command, Counts, EngineLike, EngineLoop
+from m27.serve.engine_loop import Command, Counts, EngineLike, EngineLoop
 from m27.serve.errors import ApiError
 from m27.serve.front import Front
 from m27.serve.ticket import Ticket
@@ -27,7 +27,7 @@ class EngineThread(Front):
     """Runs an engine in a thread; see `Front`, and `EngineLoop` for `linger`."""
 
     def __init__(
-        self, engine: EngineLike, stuck_seconds: float = 120.0, linger: float = LINGER
+        self, engine: EngineLike, stuck_seconds: float = 120.0, linger: float | None = None
     ) -> None:
         super().__init__(engine.processor, stuck_seconds)
         self.engine = engine

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from m27.serve.engine_loop import LINGER, EngineLike, warm_up
+from m27.serve.engine_loop import EngineLike, warm_up
 
 if TYPE_CHECKING:
     from m27.serve.front import Front
@@ -23,7 +23,7 @@ class Launch:
     threads: int = 0
     limits: dict[str, Any] = field(default_factory=dict)
     adapters: Sequence[Sequence[str]] = ()
-    linger: float = LINGER
+    linger: float | None = None
     log_level: str = "info"
     warm_up: bool = True
     maker: str = "m27.serve.launch:load"

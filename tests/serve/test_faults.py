@@ -14,7 +14,7 @@ import pytest
 
 from m27.infer.request import Event, Request
 from m27.language.processor import Processor
-from m27.serve.engine_loop import Linger
+from m27.serve.engine_loop import Linger, worth
 from m27.serve.engine_thread import EngineThread
 from m27.serve.errors import ApiError
 from m27.serve.settings import Settings
@@ -275,6 +275,13 @@ def test_where_nobody_follows_waiting_is_given_up() -> None:
         if linger.begin(1):
             linger.end(True)
     assert all(linger.begin(1) for _ in range(10))
+
+
+def test_waiting_is_worth_what_those_who_follow_would_lose() -> None:
+    assert worth(0.048, 0, 16) == 0.0
+    assert worth(0.048, 1, 15) == pytest.approx(0.003)  # a sixteenth of a step, which all sixteen lose
+    assert worth(0.048, 4, 12) == pytest.approx(0.012)
+    assert worth(0.004, 1, 1) == pytest.approx(0.002)
 
 
 def test_media_that_nobody_takes_are_given_up() -> None:
