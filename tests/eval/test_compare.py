@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from m27.eval.compare import prices
 from m27.eval.compare.charts import power_of_ten
 from m27.eval.compare.gather import Wish
 from m27.eval.compare.write import write
+from m27.eval.figures import Figures
 from m27.eval.metrics import METRICS
 from m27.eval.samples import Sample
 
@@ -90,6 +92,19 @@ def test_the_report_says_who_is_better_and_what_is_noise(tmp_path):
     assert all(p["p_corrected"] >= p["p"] for p in exact["pairs"])
     assert report["samples"][0]["apart"] >= report["samples"][-1]["apart"]
     assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+def test_figures_besides_the_score_stand_side_by_side(tmp_path, monkeypatch):
+    def told(answered):
+        return Figures({f"shop: {BAD}": sum(one.score for one in answered) / len(answered)})
+
+    monkeypatch.setitem(METRICS, "exact", replace(METRICS["exact"], figures=told))
+    exact, wer = compared(tmp_path)["tasks"]
+    assert [round(s["figures"][f"shop: {BAD}"], 3) for s in exact["scores"].values()] == [0.667, 0.2, 0.667]
+    assert all(s["figures"] == {} for s in wer["scores"].values())
+    text = (tmp_path / "report.html").read_text("utf-8")
+    assert text.count("Besides the score:") == 1 and f"<td>shop: {escape(BAD)}</td>" in text
+    assert '<td class="n">0.667</td>' in text and BAD not in text
 
 
 def test_costs_carry_their_dates_and_break_even_is_where_the_lines_cross(tmp_path):

@@ -64,7 +64,10 @@ def _task(labels: Sequence[str], results: Sequence[Result]) -> dict[str, Any]:
         "task", "metric", "judge", "lower_is_better", "share", "seeds", "temperature", "max_tokens", "prompt_hash",
         "data_hash", "data_revision", "scorer", "scorer_revision",
     )  # fmt: skip
-    scores_of = {label: {k: r.row[k] for k in kept} for label, r in zip(labels, results, strict=True)}
+    scores_of = {
+        label: {**{k: r.row[k] for k in kept}, "figures": r.row.get("figures") or {}}
+        for label, r in zip(labels, results, strict=True)
+    }
     return {**{k: row[k] for k in named}, "scores": scores_of, "pairs": pairs}
 
 

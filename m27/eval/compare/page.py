@@ -117,6 +117,20 @@ def _key(report: Report, label: str) -> str:
     return f'<span class="key" style="background:{colour(number)}"></span>{escape(label)}'
 
 
+def _figures(report: Report, task: Mapping[str, Any]) -> list[str]:
+    """What the metric tells of the whole set besides the score: by category, by another rule."""
+    told = {label: score.get("figures", {}) for label, score in task["scores"].items()}
+    names = list(dict.fromkeys(name for values in told.values() for name in values))
+    if not names:
+        return []
+    rows = [
+        [escape(name), *(f"{values[name]:.3g}" if name in values else "–" for values in told.values())]
+        for name in names
+    ]
+    head = ["of all answers", *told]
+    return ['<p class="faint">Besides the score:</p>', _table(head, rows, range(1, len(head)))]
+
+
 def _quality(report: Report) -> list[str]:
     out = ["<h2>Quality</h2>", QUALITY]
     for task in report["tasks"]:
@@ -146,6 +160,7 @@ def _quality(report: Report) -> list[str]:
             ])  # fmt: skip
         head = ("pair", "difference", "95 %", "up : down", "p", "test", "so")
         out.append(_table(head, pairs, (1, 2, 3, 4)))
+        out += _figures(report, task)
         seeds = f"seeds {', '.join(map(str, task['seeds']))}" if task["temperature"] else "greedy"
         out.append(
             f'<p class="faint">n = {max(s["n"] for s in task["scores"].values())}, {seeds}, at most '
