@@ -1,5 +1,6 @@
 """`m27 calibrate`: what each input of a model's matrices counts, for rounding it to 4 bits."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from m27.language.processor import Processor
 
 LONGEST = 1024  # tokens of a document; the rest of it is left out
+FEW = 2048  # tokens
 
 
 def calibrate(
@@ -39,6 +41,8 @@ def calibrate(
         except ValueError as error:
             raise InputError(f"{', '.join(names)}: {error}") from None
         path = importance.write(model, squares, f"{count} tokens of {', '.join(Path(name).name for name in names)}")
+    if count < FEW:
+        print(f"m27: {count:,} tokens tell little; {FEW:,} or more are better", file=sys.stderr)
     print(f"{path}: {count:,} tokens")
 
 

@@ -88,8 +88,8 @@ class Port(Protocol[K]):
 
 class EngineLoop(Generic[K]):
     """Runs an engine through a port. `linger`: how many seconds a step may wait for the next request of clients
-    whose answers have just ended; None: as many as it is `worth`. `prepare`: what is done to a request before the engine has it; raises
-    what the engine may."""
+    whose answers have just ended; None: as many as it is `worth`. `prepare`: what is done to a request before
+    the engine has it; raises what the engine may."""
 
     def __init__(
         self,
