@@ -2,6 +2,7 @@
 
     python -m benchmarks.train
     python -m benchmarks.train --only m27 "Trainer compiled" --kinds lora --steps 4
+    python -m benchmarks.train --device cuda --size 1b7 --rows 8 --row 2048 --kinds full
 
 Same model from the same seed, same ids, every token a target, rows full (with position ids), two rows of 512 a
 step. Each contender is a process of its own; they take turns, two steps each, and figures are medians of all
@@ -11,7 +12,8 @@ torch's products are faster so, or where it is named. Ours always clips. Two pro
 beside one peer, which is compared with ours of its heat. Memory is the most that a process ever held. The share
 of the peak is that of the step's products (6 times weights times tokens, of LoRA 4 times, and attention's) in
 what torch's bfloat16 product of 2048 x 2048 reaches on this machine, measured in the same rounds. Writes
-benchmarks/results/train.json.
+benchmarks/results/train.json. On a GPU each contender is alone on it, Trainer runs under bfloat16 autocast, memory is
+the GPU's, MFU is of what the maker states, and the results go to train-gpu.json.
 """
 
 from __future__ import annotations
@@ -30,15 +32,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import machine
-from benchmarks.train_sides import TRAINERS, WARM, Task
+from benchmarks.train_sides import ON_GPU, TRAINERS, WARM, Task
 from m27.codec.media import write_atomic
 from m27.model.config import SIZES
 
 OURS = "m27"
 TURN = 2  # steps
 BARS = {("full", "default"): 1.5, ("full", "fastest"): 1.15, ("lora", "fastest"): 1.1}
-RESULT = Path(__file__).parent / "results" / "train.json"
+MFU = 0.5  # on a GPU
+RESULTS = Path(__file__).parent / "results"
 
 
 class Side:
@@ -119,9 +124,13 @@ def flops(task: Task) -> float:
     return (6 if task.kind == "full" else 4) * float(weights) * tokens + attention
 
 
-def heats(names: Sequence[str], peaks: Mapping[str, float], all_of_them: bool) -> list[list[str]]:
+def heats(
+    names: Sequence[str], peaks: Mapping[str, float], all_of_them: bool, device: str = "cpu"
+) -> list[list[str]]:
     """Ours beside a peer each (the memory of two is too much for a small machine); without a peer that cannot be
-    the fastest, unless it is asked for."""
+    the fastest, unless it is asked for. On a GPU each by itself."""
+    if device != "cpu":
+        return [[name] for name in names]
     slow = set()
     if not all_of_them and peaks["bfloat16"] < peaks["float32"]:
         slow = {name for name, settings in TRAINERS.items() if settings.get("bf16")}
@@ -142,7 +151,7 @@ def race(task: Task, names: Sequence[str], steps: int, patience: float, all_of_t
     measure_peak()
     work = flops(task)
     rows: dict[str, dict[str, Any]] = {}
-    for members in heats(names, peaks, all_of_them):
+    for members in heats(names, peaks, all_of_them, task.device):
         sides = []
         for name in members:
             print(f"{task.kind}: {name} begins", file=sys.stderr, flush=True)
@@ -155,7 +164,7 @@ def race(task: Task, names: Sequence[str], steps: int, patience: float, all_of_t
         for side in sides:
             side.end()
         heat = {side.name: row(side, task, work) for side in sides}
-        pace = heat.get(OURS, {}).get("tokens_per_second")
+        pace = {**rows, **heat}.get(OURS, {}).get("tokens_per_second")
         for name, one in heat.items():
             if pace and "failed" not in one:
                 one["ours_over_it"] = round(pace / one["tokens_per_second"], 3)
@@ -164,6 +173,8 @@ def race(task: Task, names: Sequence[str], steps: int, patience: float, all_of_t
     for one in rows.values():
         if "failed" not in one:
             one["of_bfloat16_peak"] = round(one["gflop_per_second"] / peaks["bfloat16"], 3)
+            if "stated" in peaks:
+                one["mfu"] = round(one["gflop_per_second"] / peaks["stated"], 3)
     return {"gflop_a_step": round(work / 1e9, 1), "peaks": peaks, "contenders": rows}
 
 
@@ -183,6 +194,12 @@ def row(side: Side, task: Task, work: float) -> dict[str, Any]:
 def bars(kinds: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each bar that can be told from what was measured."""
     out: list[dict[str, Any]] = []
+    for kind, found in kinds.items():
+        if "mfu" in (mine := found["contenders"].get(OURS, {})):
+            out.append({
+                "bar": f"{kind}, MFU", "peer": "–", "ratio": mine["mfu"], "least": MFU, "no_more_memory": True,
+                "met": mine["mfu"] >= MFU,
+            })  # fmt: skip
     for (kind, against), least in BARS.items():
         rows = kinds.get(kind, {}).get("contenders", {})
         rows = {name: row for name, row in rows.items() if "failed" not in row}
@@ -231,29 +248,35 @@ def table(found: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    names = [OURS, *TRAINERS]
+    names = [OURS, *{**TRAINERS, **ON_GPU}]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=8, help="measured steps of each contender in a heat")
     parser.add_argument("--kinds", nargs="+", choices=("full", "lora"), default=["full", "lora"])
     parser.add_argument("--only", nargs="+", choices=names, help="contenders")
-    parser.add_argument("--size", choices=("tiny", "nano"), default="nano")
-    parser.add_argument("--row", type=int, default=512)
+    parser.add_argument("--size", choices=[name for name, size in SIZES.items() if not size.n_experts], default="nano")
+    parser.add_argument("--device", default="cpu", help="cpu, or a GPU as torch names it: cuda, cuda:1")
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--row", type=int, default=512, help="tokens")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--patience", type=float, default=400, help="seconds for a contender's first steps")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
+    on_gpu = given.device != "cpu"
+    out = given.out or RESULTS / ("train-gpu.json" if on_gpu else "train.json")
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"), "machine": machine.describe(given.threads),
-        "shape": {"size": given.size, "rows": 2, "row": given.row, "steps": given.steps, "warm": WARM},
+        "shape": {"size": given.size, "rows": given.rows, "row": given.row, "steps": given.steps, "warm": WARM},
         "kinds": {},
     }  # fmt: skip
+    if on_gpu:
+        found["machine"] |= {"processor": torch.cuda.get_device_name(given.device), "torch": torch.__version__}
     for kind in given.kinds:
-        task = Task(kind, given.size, row=given.row, threads=given.threads)
-        chosen = given.only or names
+        task = Task(kind, given.size, given.rows, given.row, given.threads, device=given.device)
+        chosen = given.only or [OURS, *(ON_GPU if on_gpu else TRAINERS)]
         found["kinds"][kind] = race(task, chosen, given.steps, given.patience, given.only is not None)
         found["bars"] = bars(found["kinds"])  # written after each kind: a run that is cut off leaves what it has
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(given.out, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     print(table(found))
 
 

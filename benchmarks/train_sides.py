@@ -26,6 +26,10 @@ TRAINERS: dict[str, dict[str, Any]] = {
     "Trainer compiled": {"torch_compile": True, "max_grad_norm": 0.0},
     "Trainer compiled bf16": {"torch_compile": True, "bf16": True, "max_grad_norm": 0.0},
 }
+ON_GPU: dict[str, dict[str, Any]] = {
+    "Trainer bf16": {"bf16": True},  # what nearly everybody sets there
+    "Trainer compiled bf16": TRAINERS["Trainer compiled bf16"],
+}
 WARM = 2
 RATE = 5e-5
 
@@ -40,6 +44,7 @@ class Task:
     row: int = 512
     threads: int = 2
     compile: bool = True  # ours
+    device: str = "cpu"
 
 
 def ids_of(task: Task, step: int) -> Tensor:
@@ -52,12 +57,13 @@ def ids_of(task: Task, step: int) -> Tensor:
 
 
 def decoder(task: Task) -> Any:
-    """The model that all begin from."""
+    """The model that all begin from, on the task's device."""
     from m27.model.config import SIZES
     from m27.model.decoder import Decoder
 
     torch.manual_seed(0)
-    return Decoder(SIZES[task.size])
+    with torch.device(task.device):
+        return Decoder(SIZES[task.size])
 
 
 def ours(task: Task) -> Iterator[tuple[float, float]]:
@@ -72,8 +78,8 @@ def ours(task: Task) -> Iterator[tuple[float, float]]:
 
     full = task.kind == "full"
     config = TrainConfig(
-        "benchmark", steps=10**6, threads=task.threads, compile=task.compile, body="full" if full else "adapters",
-        rows="free" if full else "frozen", lora=LoraConfig(rank=16, alpha=16.0),
+        "benchmark", steps=10**6, threads=task.threads, compile=task.compile, device=task.device,
+        body="full" if full else "adapters", rows="free" if full else "frozen", lora=LoraConfig(rank=16, alpha=16.0),
         optim=OptimConfig(lr=RATE, beta2=0.999, schedule="constant", warmup=0.0, clip=1.0),
         data=DataConfig(row=task.row, rows=task.rows, accumulate=1, pool=2),
     )  # fmt: skip
@@ -125,8 +131,10 @@ def trainer(task: Task, settings: dict[str, Any], turn: Any) -> None:
     from torch.utils.data import Dataset
 
     source = decoder(task)
-    config = transformers.LlamaConfig(**source.config.to_hf())
-    model: Any = transformers.LlamaForCausalLM(config)
+    stock = source.config.to_hf()
+    config = transformers.AutoConfig.for_model(stock.pop("model_type"), **stock)
+    with torch.device(task.device):
+        model: Any = transformers.AutoModelForCausalLM.from_config(config)
     model.load_state_dict(source.state_dict(), strict=False)
     model.tie_weights()
     del source
@@ -164,7 +172,7 @@ def trainer(task: Task, settings: dict[str, Any], turn: Any) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = transformers.TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=task.rows, max_steps=10**6, use_cpu=True,
+            output_dir=folder, per_device_train_batch_size=task.rows, max_steps=10**6, use_cpu=task.device == "cpu",
             report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, learning_rate=RATE,
             lr_scheduler_type="constant", **settings,
         )  # fmt: skip
@@ -172,12 +180,26 @@ def trainer(task: Task, settings: dict[str, Any], turn: Any) -> None:
         loop.train()
 
 
-def peak(rounds: int = 3) -> dict[str, float]:
-    """GFLOP/s of products of 2048 x 2048 by torch in bfloat16 and float32, and by our own where they are used."""
+def peak(device: str = "cpu", rounds: int = 3) -> dict[str, float]:
+    """GFLOP/s of products of 2048 x 2048 by torch in bfloat16 and float32, and by our own where they are used; on a
+    GPU of 8192 x 8192 by torch in bfloat16, and what its maker states."""
+    from m27.train import flops
     from m27.train.products import HalfProducts, choose
 
-    size = 2048
     found = {}
+    if device != "cpu":
+        size, where = 8192, torch.device(device)
+        a, b = (torch.randn(size, size, device=where, dtype=torch.bfloat16) for _ in range(2))
+
+        def product() -> None:
+            torch.mm(a, b.t())
+            torch.cuda.synchronize(where)
+
+        found["bfloat16"] = _rate(product, size, 4 * rounds)
+        if (stated := flops.peak(where, torch.bfloat16)) is not None:
+            found["stated"] = stated / 1e9
+        return found
+    size = 2048
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
         found[name] = _rate(lambda a=a, b=b: a @ b.t(), size, rounds)
@@ -211,7 +233,7 @@ def main() -> None:
     if name == "peak":
         say(ready=True)
         for _ in sys.stdin:
-            say(**peak())
+            say(**peak(task.device))
         return
     state: dict[str, Any] = {"left": WARM, "seconds": [], "losses": [], "warm": True}
 
@@ -224,7 +246,7 @@ def main() -> None:
         say(seconds=state["seconds"], losses=state["losses"], ready=state["warm"])
         line = sys.stdin.readline()
         if not line.strip():
-            say(peak_mb=round(_peak_kb() / 1e3))
+            say(peak_mb=round(_peak_bytes(task.device) / 1e6))
             out.close()
             os._exit(0)
         state.update(left=int(line), seconds=[], losses=[], warm=False)
@@ -233,13 +255,16 @@ def main() -> None:
         for seconds, loss in ours(task):
             turn(seconds, loss)
     else:
-        trainer(task, TRAINERS[name], turn)
+        trainer(task, {**TRAINERS, **ON_GPU}[name], turn)
 
 
-def _peak_kb() -> int:
+def _peak_bytes(device: str) -> int:
+    """The most that this process ever held: resident, or of the GPU's memory as torch set it aside."""
+    if device != "cpu":
+        return int(torch.cuda.max_memory_reserved(device))
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
-            return int(line.split()[1])
+            return int(line.split()[1]) * 1000
     return 0
 
 

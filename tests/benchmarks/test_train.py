@@ -49,6 +49,25 @@ def test_heats_hold_two_and_leave_out_who_cannot_win():
     both = [["m27", "Trainer"], ["m27", "Trainer compiled"], ["m27", "Trainer compiled bf16"]]
     assert train.heats(names, fast, False) == train.heats(names, slow, True) == both
     assert train.heats(["m27"], slow, True) == [["m27"]]
+    assert train.heats(["m27", "Trainer bf16"], fast, False, "cuda") == [["m27"], ["Trainer bf16"]]
+
+
+def test_on_a_gpu_the_share_of_the_stated_peak_is_a_bar():
+    mine = {**row(400, 100, 1.0), "mfu": 0.47}
+    contenders = {"m27": mine, "Trainer bf16": row(200, 120, 2.0)}
+    share, fastest = train.bars({"full": {"contenders": contenders, "gflop_a_step": 1.0, "peaks": {"bfloat16": 2.0}}})
+    assert (share["bar"], share["ratio"], share["least"], share["met"]) == ("full, MFU", 0.47, 0.5, False)
+    assert (fastest["peer"], fastest["ratio"]) == ("Trainer bf16", 2.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["m27", "Trainer bf16"])
+def test_a_side_trains_on_a_gpu(name):
+    side = train.Side(name, dataclasses.replace(TINY, device="cuda"), patience=120)
+    side.turn(2)
+    side.end()
+    assert not side.failed
+    assert len(side.losses) == 4 and side.peak_mb > 0
 
 
 def row(tokens, peak, over):
