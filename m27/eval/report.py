@@ -158,7 +158,14 @@ def files_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
+_BESIDE = ("regression.safetensors", "importance.safetensors")
+
+
 def weights_revision(folder: Path, adapter: Path | None = None) -> str:
-    """The revision of a folder of weights: `files_hash` of its safetensors and tokenizer, then + that of an adapter."""
-    own = files_hash([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")])
+    """The revision of a folder of weights: `files_hash` of its safetensors and tokenizer, then + that of an adapter.
+
+    What lies beside the weights is not counted: the set that fine-tuning watches, and what 4 bits are rounded by.
+    """
+    weights = [path for path in folder.glob("*.safetensors") if path.name not in _BESIDE]
+    own = files_hash([*weights, *folder.glob("tokenizer.json")])
     return own if adapter is None else f"{own}+{files_hash(adapter.glob('adapter_*'))}"

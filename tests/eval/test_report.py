@@ -84,6 +84,9 @@ def test_commit_tells_changed_files_and_its_absence(tmp_path):
 def test_revisions_change_with_names_and_contents(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"1")
     first = weights_revision(tmp_path)
+    for name in ("regression.safetensors", "importance.safetensors"):  # lie beside the weights, and are not these
+        (tmp_path / name).write_bytes(b"x")
+        assert weights_revision(tmp_path) == first
     (tmp_path / "README.md").write_text("no part of the weights")
     assert weights_revision(tmp_path) == first == files_hash([tmp_path / "a.safetensors"])
     (tmp_path / "a.safetensors").write_bytes(b"2")
