@@ -10,6 +10,7 @@ import typer
 from m27.cli.console import InputError, ModelOption, busy, check_model
 
 if TYPE_CHECKING:
+    from m27.data.sources.base import Document
     from m27.language.processor import Processor
 
 LONGEST = 1024  # tokens of a document; the rest of it is left out
@@ -24,10 +25,12 @@ def calibrate(
 ) -> None:
     """Measure which inputs count, and keep it beside the weights: `--precision int4` then loses a third of what it
     does without. Read what the model will be used for, or what it was trained on; a minute on two cores."""
+    from m27.cli.data import documents
     from m27.model.files import CheckpointError
     from m27.model.quantized import held_precision
 
     check_model(model)
+    sources = [documents(name, "train", seed) for name in names]  # first: a wrong name is told at once
     held = held_precision(model)
     if held:
         raise CheckpointError(f"{model}: holds weights in {held} already; calibrate the whole ones")
@@ -37,7 +40,7 @@ def calibrate(
 
         decoder, processor = checkpoint.load(model), Processor.load(model)
         try:
-            squares, count = importance.measure(decoder, _rows(names, processor, tokens, seed))
+            squares, count = importance.measure(decoder, _rows(sources, processor, tokens))
         except ValueError as error:
             raise InputError(f"{', '.join(names)}: {error}") from None
         path = importance.write(model, squares, f"{count} tokens of {', '.join(Path(name).name for name in names)}")
@@ -46,14 +49,13 @@ def calibrate(
     print(f"{path}: {count:,} tokens")
 
 
-def _rows(names: list[str], processor: "Processor", tokens: int, seed: int) -> Iterator[list[int]]:
-    """Ids of documents, each name's until its share of `tokens` is reached."""
-    from m27.cli.data import documents
-
-    makers = [documents(name, "train", seed) for name in names]
-    for maker in makers:
-        left = max(1, tokens // len(names))
-        for document in maker:
+def _rows(
+    sources: "list[Iterator[Document]]", processor: "Processor", tokens: int
+) -> Iterator[list[int]]:
+    """Ids of documents, each source's until its share of `tokens` is reached."""
+    for source in sources:
+        left = max(1, tokens // len(sources))
+        for document in source:
             ids = list(processor.encode(document["messages"]).ids)[: min(left, LONGEST)]
             yield ids
             left -= len(ids)

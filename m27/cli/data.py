@@ -50,18 +50,16 @@ def build(
 ) -> None:
     """Encode documents into token shards, with the tokenizer and codecs of the model."""
     from m27.data import build as shards
-    from m27.data import check as records
     from m27.language.processor import Processor
 
     check_model(model)
     side = _side(split)
-    makers = {name: None if _is_path(name) else _maker(name) for name in names}
+    found = {name: documents(name, side, seed) for name in names}
     processor = Processor.load(model)
-    for name, maker in makers.items():
-        documents = records.read(name) if maker is None else maker(side, seed)
+    for name, read in found.items():
         folder = out / f"{Path(name).stem}-{side}"
         meta = shards.build(
-            documents, processor, folder, max_tokens=max_tokens, limit=limit, label=name
+            read, processor, folder, max_tokens=max_tokens, limit=limit, label=name
         )
         counts = ", ".join(f"{meta[key]:,} {key}" for key in ("documents", "tokens") if key in meta)
         print(f"{folder}: {counts}")
