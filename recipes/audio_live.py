@@ -11,30 +11,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from m27.codec import packing
 from m27.codec.audio import AudioCodec
-from m27.codec.whisper_encoder import WhisperEncoder
 from m27.train.audio_codec import WEIGHTS, work
-from m27.train.audio_live import (
-    TEACHER,
-    LiveCorpus,
-    LiveTrainer,
-    LiveTraining,
-    load_teacher,
-    save_teacher,
-)
+from m27.train.audio_hearing import TEACHER, load_teacher
+from m27.train.audio_live import LiveCorpus, LiveTrainer, LiveTraining
 from recipes import codec_corpora
-from recipes.audio_codec import until, whisper_weights
-
-
-def write_teacher(folder: Path) -> Path:
-    """Whisper-base's encoder from its pinned packages into `folder`, 8 bits a weight."""
-    teacher = WhisperEncoder(6, final_norm=True)
-    teacher.load_ctranslate2(whisper_weights())
-    # As shipped: the codec's ear is these blocks after the same rounding.
-    teacher.load_state_dict(packing.unpack(packing.pack(teacher.state_dict())))
-    save_teacher(teacher, folder / TEACHER)
-    return folder / TEACHER
+from recipes.audio_codec import until
 
 
 def open_trainer(recipe: LiveTraining, workers: int = 8) -> LiveTrainer:

@@ -84,7 +84,6 @@ def read_sounds(folder: Path, workers: int = 8) -> Iterator[Clip]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit status comes back."""
     from recipes import audio_codec, image_codec
-    from recipes.audio_live import write_teacher
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hours = write_sounds(audio_codec.clips(), given.out / "sounds", given.hours)
         print(f"{hours:.2f} h of sound, {_megabytes(given.out / 'sounds')}", file=sys.stderr)
     if "teacher" in wanted:
-        write_teacher(given.out)
+        audio_codec.write_teacher(given.out)
     return 0
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from m27 import __version__
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a figure comes from. `weights` and `data` are the first 12 hex digits of a sha256."""
+    """Where a figure comes from. `weights`, `reads` and `data` are the first 12 hex digits of a sha256; `reads`
+    is `reading_revision`, "" where nobody looked."""
 
     seed: int
     commit: str
     weights: str
+    reads: str = ""
     torch: str = torch.__version__
     m27: str = __version__
 
@@ -37,7 +39,7 @@ class Row:
     or, where `unit` says so, other numbers; `frequent` is what the best constant answer gets on
     these very samples, `by_kind` what the best constant answer to each kind of question gets; None:
     not defined. `passed` says whether the bar of the task is met, `goal` whether what is hoped for
-    beyond it is."""
+    beyond it is, and `decodes` whether the score hangs on what decoders make of codes."""
 
     task: str
     n: int
@@ -55,6 +57,7 @@ class Row:
     unit: str = "share"
     note: str = ""
     goal: bool = False
+    decodes: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """A flat dict of plain values, `origin` merged in; `weights` is the weights' revision."""
@@ -158,6 +161,8 @@ def files_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
+CODECS = ("image_codec.safetensors", "audio_codec.safetensors")
+_MAKERS = ("decoder.", "refiner.")  # tensors of a codec that act on codes, and so on no code
 _BESIDE = ("regression.safetensors", "importance.safetensors")
 
 
@@ -169,3 +174,40 @@ def weights_revision(folder: Path, adapter: Path | None = None) -> str:
     weights = [path for path in folder.glob("*.safetensors") if path.name not in _BESIDE]
     own = files_hash([*weights, *folder.glob("tokenizer.json")])
     return own if adapter is None else f"{own}+{files_hash(adapter.glob('adapter_*'))}"
+
+
+def reading_revision(folder: Path, adapter: Path | None = None) -> str:
+    """The revision of what decides which ids are answered: `weights_revision` but for the codecs' decoders.
+
+    Where it stays, every figure stays that is about ids alone.
+    """
+    digest = hashlib.sha256()
+    whole = [path for path in folder.glob("*.safetensors") if path.name not in (*_BESIDE, *CODECS)]
+    digest.update(files_hash([*whole, *folder.glob("tokenizer.json")]).encode())
+    for name in CODECS:
+        if (folder / name).is_file():
+            digest.update(name.encode())
+            for part in _kept_tensors(folder / name):
+                digest.update(part)
+    own = digest.hexdigest()[:12]
+    return own if adapter is None else f"{own}+{files_hash(adapter.glob('adapter_*'))}"
+
+
+def _kept_tensors(path: Path) -> Iterator[bytes]:
+    """Names, types, shapes and bytes of a codec's tensors that decide codes, in the order of their names; the whole
+    of a file in which no tensors are found by name."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header: dict[str, Any] = json.loads(file.read(min(length, 100_000_000)))
+        except ValueError:
+            file.seek(0)
+            yield file.read()
+            return
+        for name in sorted(set(header) - {"__metadata__"}):
+            if name.startswith(_MAKERS):
+                continue
+            first, end = header[name]["data_offsets"]
+            file.seek(8 + length + first)
+            yield f"{name}|{header[name]['dtype']}|{header[name]['shape']}|".encode()
+            yield file.read(end - first)

@@ -22,7 +22,15 @@ from typing import Any
 import torch
 
 from m27.eval.bench import Bench, Records, Task
-from m27.eval.report import Origin, Row, commit, table, weights_revision, write_jsonl
+from m27.eval.report import (
+    Origin,
+    Row,
+    commit,
+    reading_revision,
+    table,
+    weights_revision,
+    write_jsonl,
+)
 from m27.eval.tasks import MORE, TASKS
 from m27.infer.engine import Engine
 from m27.infer.scheduler import Limits
@@ -102,7 +110,9 @@ def evaluate(
             raise EvalError(f"{label} must be at least 1, not {value}")
     folder, out = Path(folder), Path(out)
     adapter = None if adapter is None else Path(adapter)
-    origin = Origin(seed=seed, commit=commit(), weights=weights_revision(folder, adapter))
+    origin = Origin(
+        seed, commit(), weights_revision(folder, adapter), reading_revision(folder, adapter)
+    )
     setting = _Setting(folder, origin, samples, validity, batch, out, precision, threads, adapter)
     rows, records = _kept(setting) if resume else ({}, {})
     todo = [task.name for task in tasks if task.name not in rows]
@@ -162,7 +172,9 @@ def measure(task: Task, bench: Bench) -> tuple[Row, Records]:
             note=why,
         )  # fmt: skip
         records = []
-    return replace(row, seconds=round(time.perf_counter() - began, 1)), records
+    decodes = bool(getattr(task, "decodes", False))
+    seconds = round(time.perf_counter() - began, 1)
+    return replace(row, seconds=seconds, decodes=decodes), records
 
 
 def _write_settings(setting: _Setting) -> None:

@@ -27,10 +27,12 @@ from m27.codec.audio import FILE, AudioCodec
 from m27.train.audio_corpus import Corpus, fast_bf16
 from m27.train.audio_losses import Heads, LossWeights, k_means, losses, perplexity
 
+OWN_VOICE = "own-voice"  # the clips of speech in the one voice that the model speaks with
 # How much of a batch comes from each source; what is not named has 0.02. Real voices and single
 # words weigh more than their hours.
 WEIGHTS = {
-    "speech": 0.27,
+    "speech": 0.17,
+    OWN_VOICE: 0.10,
     "spoken-orders": 0.14,
     "spoken-words": 0.13,
     "spoken-digits": 0.10,

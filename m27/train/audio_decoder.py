@@ -1,7 +1,7 @@
 """Second stage of the audio codec's training: encoder and codes stay, the decoder gets better.
 
 Every strip is encoded once; then the decoder and the refiner of its wave learn from codes alone:
-spectra at several resolutions, pitch, and discriminators, which begin later.
+spectra at several resolutions, pitch, what Whisper hears (where asked for), and discriminators, which begin later.
 
 Shape suffixes: B batch, T samples, N codes.
 """
@@ -15,15 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from m27.codec.audio import AudioCodec
+from m27.codec.whisper_encoder import WhisperEncoder
 from m27.train.audio_adversary import Adversary, fool_loss, judge_loss, matching_loss
 from m27.train.audio_codec import WEIGHTS, AudioTraining, Row, Trainer, adam, rate
 from m27.train.audio_corpus import Corpus, fast_bf16
+from m27.train.audio_hearing import hearing_loss, load_teacher
 from m27.train.audio_losses import LossWeights, resynthesis, spectral_loss
 
 
 @dataclass(frozen=True)
 class DecoderTraining(AudioTraining):
-    """One run of the second stage. ``begin`` is the codec whose encoder stays."""
+    """One run of the second stage. ``begin`` is the codec whose encoder stays.
+
+    ``hearing``: weight of what the ``teacher`` (a file of `audio_hearing.save_teacher`) hears in the decoded sound,
+    of ``heard_rows`` of a batch.
+    """
 
     run: str = "runs/audio-decoder"
     name: str = "audio_codec_decoder.safetensors"
@@ -32,6 +38,9 @@ class DecoderTraining(AudioTraining):
     vocoder: str = "istft"
     decoder_rate: float = 0.5  # of the learning rate, for what is trained already
     weights: LossWeights = field(default_factory=lambda: LossWeights(spectrum=1.0, mel=3.0))
+    teacher: str = ""
+    hearing: float = 0.0
+    heard_rows: int = 4
     fool: float = 0.1
     matching: float = 0.5
     adversary_from: float = 0.4  # share of the run after which discriminators judge
@@ -57,6 +66,7 @@ class DecoderTrainer(Trainer):
     """State of a run of the second stage: codec, discriminators, two optimisers, step, seconds."""
 
     recipe: DecoderTraining
+    teacher: WhisperEncoder
 
     def __init__(self, recipe: DecoderTraining) -> None:
         self.recipe = recipe
@@ -70,6 +80,8 @@ class DecoderTrainer(Trainer):
         self.codec.to(device).eval()
         self.codec.requires_grad_(False)
         self.corpus.codes = encode(self.codec, self.corpus)
+        if recipe.hearing > 0:
+            self.teacher = load_teacher(Path(recipe.teacher), self.codec.config).to(device)
         self.adversary = Adversary(recipe.sizes, recipe.periods, recipe.width).to(device)
         maker = nn.ModuleDict({"decoder": self.codec.decoder})
         if self.codec.refiner is not None:
@@ -102,6 +114,7 @@ class DecoderTrainer(Trainer):
         pair = (256, 1024) if int(torch.randint(0, 2, ())) else (512, 2048)
         terms["spectrum"], terms["mel"] = spectral_loss(wave, batch.wave_BT, pair)
         loss = recipe.weights.total(terms)
+        loss = loss + self.heard(wave, batch.wave_BT, terms)
         lr = rate(self.step, done, recipe)
         if done >= recipe.adversary_from:
             loss = loss + self.adverse(batch.wave_BT, wave, terms, lr)
@@ -109,6 +122,17 @@ class DecoderTrainer(Trainer):
         self.step += 1
         row: Row = {name: term.detach() for name, term in terms.items()}
         return row | {"loss": loss.detach(), "norm": norm, "lr": lr}, batch.codes_BN.detach()
+
+    def heard(self, made_BT: Tensor, real_BT: Tensor, terms: dict[str, Tensor]) -> Tensor | float:
+        """What the maker's loss gets from what the teacher hears, into ``terms`` too; 0 without a teacher."""
+        recipe = self.recipe
+        if recipe.hearing <= 0:
+            return 0.0
+        rows, taps = recipe.heard_rows, (2, self.codec.config.whisper_blocks)
+        terms["hearing"] = hearing_loss(
+            self.teacher, made_BT[:rows], real_BT[:rows], taps, self.bf16
+        )
+        return recipe.hearing * terms["hearing"]
 
     def adverse(
         self, real_BT: Tensor, made_BT: Tensor, terms: dict[str, Tensor], lr: float

@@ -10,7 +10,7 @@ Shape suffixes: B batch, T samples, N codes, F frames, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m27.codec import packing
-from m27.codec.audio import HOP, AudioCodec, AudioConfig, at_codes
-from m27.codec.mel import acoustic_log_mel, pitch_salience, whisper_log_mel
+from m27.codec.audio import HOP, AudioCodec, at_codes
+from m27.codec.mel import acoustic_log_mel, pitch_salience
 from m27.codec.whisper_encoder import WhisperEncoder
 from m27.train.audio_adversary import Adversary
 from m27.train.audio_codec import Row, adam, rate
 from m27.train.audio_corpus import Batch, Clip, Corpus, fast_bf16, strips
 from m27.train.audio_decoder import DecoderTrainer, DecoderTraining
+from m27.train.audio_hearing import TEACHER, listen
 from m27.train.audio_losses import LossWeights, losses
-
-_PAD = 8_000  # samples of silence that Whisper hears after a sound, as in `codec.audio`
-TEACHER = "audio_teacher.safetensors"
 
 
 @dataclass(frozen=True)
@@ -61,22 +58,6 @@ class LiveTraining(DecoderTraining):
     width: int = 24
     device: str = "cuda"
     weights: LossWeights = field(default_factory=lambda: LossWeights(spectrum=1.0, mel=3.0))
-
-
-def save_teacher(teacher: WhisperEncoder, path: Path) -> None:
-    """Write Whisper's encoder as codecs are written, 8 bits a weight of matrices."""
-    packing.write(path, packing.pack(teacher.state_dict()), {})
-
-
-def load_teacher(path: Path, config: AudioConfig) -> WhisperEncoder:
-    """Read what `save_teacher` wrote, frozen. Raises CodecError naming a missing or broken file."""
-    tensors, _ = packing.read(path)
-    state = packing.unpack(tensors)
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
-    frames = state["positions"].shape[0]
-    teacher = WhisperEncoder(depth, config.whisper_dim, config.whisper_heads, frames, True)
-    teacher.load_state_dict(state)
-    return teacher.eval().requires_grad_(False)
 
 
 class LiveCorpus(Corpus):
@@ -147,31 +128,6 @@ def altered(wave_BT: Tensor, tilt_B: Tensor, gain_B: Tensor) -> Tensor:
     return tilted * torch.minimum(gain_B[:, None], 0.98 / peak)
 
 
-def listen(
-    teacher: WhisperEncoder, wave_BT: Tensor, taps: Sequence[int], bf16: bool
-) -> list[Tensor]:
-    """Waves → the teacher's states after the blocks of ``taps`` and its last, float32 ``[B, F, D]``."""
-    mel = whisper_log_mel(F.pad(wave_BT.float(), (0, _PAD)))
-    with torch.autocast(mel.device.type, torch.bfloat16, enabled=bf16):
-        states = teacher(mel, taps=taps)
-    frames = wave_BT.shape[1] // 320
-    return [state[:, : frames + 2].float() for state in states]
-
-
-def hearing_loss(
-    teacher: WhisperEncoder, made_BT: Tensor, given_BT: Tensor, taps: Sequence[int], bf16: bool
-) -> Tensor:
-    """How differently the teacher hears what was made: mean difference of its states, each dimension in
-    units of its own deviation over the batch; a scalar."""
-    with torch.no_grad():
-        wanted = listen(teacher, given_BT, taps, bf16)
-    terms = []
-    for a, b in zip(listen(teacher, made_BT, taps, bf16), wanted, strict=True):
-        deviation = b.flatten(0, 1).std(0).clamp_min(1e-3)
-        terms.append(((a - b) / deviation).abs().mean())
-    return torch.stack(terms).mean()
-
-
 class LiveTrainer(DecoderTrainer):
     """State of a run: codec, heads, discriminators, two optimisers, step, seconds."""
 
@@ -227,13 +183,7 @@ class LiveTrainer(DecoderTrainer):
         batch = self.corpus.batch(rng, recipe.batch, recipe.codes, recipe.negatives)
         terms, codes, wave = losses(self.codec, self.heads, batch, self.scale, self.bf16)
         loss = recipe.weights.total(terms)
-        if recipe.hearing > 0:
-            rows = recipe.heard_rows
-            taps = (2, self.codec.config.whisper_blocks)
-            terms["hearing"] = hearing_loss(
-                self.teacher, wave[:rows], batch.wave_BT[:rows], taps, self.bf16
-            )
-            loss = loss + recipe.hearing * terms["hearing"]
+        loss = loss + self.heard(wave, batch.wave_BT, terms)
         lr = rate(self.step, done, recipe)
         if done >= recipe.adversary_from:
             loss = loss + self.adverse(batch.wave_BT, wave, terms, lr)

@@ -2,18 +2,25 @@
 
 import json
 import subprocess
+from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
+from m27.codec.image import ImageCodec
 from m27.eval.report import (
     Origin,
     Row,
     bars,
     commit,
     files_hash,
+    reading_revision,
     table,
     weights_revision,
     write_jsonl,
 )
 
+WEIGHTS = Path(__file__).parents[2] / "weights" / "m27-nano"
 ORIGIN = Origin(seed=7, commit="abc", weights="0123456789ab")
 
 
@@ -93,3 +100,40 @@ def test_revisions_change_with_names_and_contents(tmp_path):
     second = weights_revision(tmp_path)
     (tmp_path / "a.safetensors").rename(tmp_path / "b.safetensors")
     assert len({first, second, weights_revision(tmp_path)}) == 3
+
+
+def test_reading_revision_changes_with_what_decides_ids_and_not_with_decoders(tmp_path):
+    def codec(name, **tensors):
+        filled = {key: torch.full((2, 3), value) for key, value in tensors.items()}
+        save_file({key.replace("__", "."): value for key, value in filled.items()}, tmp_path / name)
+
+    (tmp_path / "trained.safetensors").write_bytes(b"1")
+    codec("image_codec.safetensors", neck__a=1.0, decoder__a=1.0)
+    codec("audio_codec.safetensors", ear__a=1.0, decoder__a=1.0)
+    first, whole = reading_revision(tmp_path), weights_revision(tmp_path)
+    codec("image_codec.safetensors", neck__a=1.0, decoder__a=2.0)
+    codec("audio_codec.safetensors", ear__a=1.0, decoder__b=2.0, refiner__a=1.0)
+    assert reading_revision(tmp_path) == first and weights_revision(tmp_path) != whole
+    found = {first}
+    codec("image_codec.safetensors", neck__a=3.0, decoder__a=2.0)
+    found.add(reading_revision(tmp_path))
+    codec("audio_codec.safetensors", ear__b=1.0, decoder__a=1.0)
+    found.add(reading_revision(tmp_path))
+    (tmp_path / "trained.safetensors").write_bytes(b"2")
+    found.add(reading_revision(tmp_path))
+    assert len(found) == 4
+
+
+def test_reading_revision_of_the_shipped_codecs_is_theirs_whatever_the_decoder(tmp_path):
+    shipped = ImageCodec.load(WEIGHTS)
+    before = shipped.codes_revision
+    shipped.save(tmp_path)
+    first = reading_revision(tmp_path)
+    with torch.no_grad():
+        next(shipped.decoder.parameters()).mul_(2)
+    shipped.save(tmp_path)
+    assert reading_revision(tmp_path) == first and ImageCodec.load(tmp_path).codes_revision == before
+    with torch.no_grad():
+        next(shipped.neck.parameters()).mul_(2)
+    shipped.save(tmp_path)
+    assert reading_revision(tmp_path) != first

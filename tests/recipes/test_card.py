@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from m27.eval.report import weights_revision
+from m27.eval.report import reading_revision, weights_revision
 from recipes import card, card_sections, card_text
 from recipes.card import CardRecipe
 from recipes.card_sections import CardError
@@ -197,6 +197,17 @@ def test_a_task_that_failed_is_not_a_result(recipe):
     assert "4 of the 7 bars below are met, 3 failed" in text
     assert text.count("text-to-image") == 0
     assert "Drawings" not in text
+
+
+def test_rows_about_ids_alone_stay_where_decoders_alone_changed(recipe, capsys):
+    reads = reading_revision(recipe.model)
+    older = [r | {"weights": "of old decoders", "reads": reads, "decodes": False} for r in ROWS]
+    write_lines(recipe.results / "rows.jsonl", older)
+    assert card.main(["--model", str(recipe.model)]) == 0
+    drawn = row("draw-emoji", 0.1, weights="of old decoders", reads=reads, decodes=True)
+    write_lines(recipe.results / "rows.jsonl", [*older, drawn])
+    assert card.main(["--model", str(recipe.model)]) == 2
+    assert "draw-emoji was measured on weights of old decoders" in capsys.readouterr().err
 
 
 def test_figures_of_other_weights_are_refused(recipe, capsys):

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from m27.codec.audio import AudioCodec, AudioConfig
+from m27.codec.packing import CodecError
 from m27.codec.whisper_encoder import WhisperEncoder
 from m27.train.audio_adversary import Adversary, fool_loss, judge_loss, matching_loss
 from m27.train.audio_codec import work
 from m27.train.audio_corpus import Clip, prepare
 from m27.train.audio_decoder import DecoderTrainer, DecoderTraining
+from m27.train.audio_hearing import save_teacher
 
 SMALL = AudioConfig(
     whisper_blocks=1,
@@ -116,6 +118,24 @@ def test_resumed_equals_uninterrupted(recipe: DecoderTraining, tmp_path: Path) -
         assert torch.equal(value, second.learned.state_dict()[name]), name
         changed[name.split(".")[0]] += int(not torch.equal(value, before[name]))
     assert min(changed.values()) > 5
+
+
+def test_what_a_recogniser_hears_comes_nearer(recipe: DecoderTraining, tmp_path: Path) -> None:
+    teacher = WhisperEncoder(2, 32, 2, 600, final_norm=True)
+    save_teacher(teacher, tmp_path / "teacher.safetensors")
+    deaf = replace(recipe, run=str(tmp_path / "run"), adversary_from=1.0, steps=30, lr=3e-3)
+    losses = {}
+    for hearing in (1e-6, 3.0):
+        own = replace(deaf, teacher=str(tmp_path / "teacher.safetensors"), hearing=hearing)
+        trainer = DecoderTrainer(own)
+        rows = [trainer.train_step()[0] for _ in range(30)]
+        losses[hearing] = float(sum(float(row["hearing"]) for row in rows[-6:]) / 6)
+    assert losses[3.0] < 0.95 * losses[1e-6], losses
+
+
+def test_hearing_without_a_teacher_is_an_error(recipe: DecoderTraining, tmp_path: Path) -> None:
+    with pytest.raises(CodecError, match="nothing"):
+        DecoderTrainer(replace(recipe, teacher=str(tmp_path / "nothing"), hearing=1.0))
 
 
 def test_discriminators_learn_to_tell_tones_from_noise() -> None:

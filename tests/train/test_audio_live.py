@@ -15,15 +15,8 @@ from m27.codec import packing
 from m27.codec.audio import AudioCodec
 from m27.codec.whisper_encoder import WhisperEncoder
 from m27.train.audio_codec import work
-from m27.train.audio_live import (
-    LiveCorpus,
-    LiveTrainer,
-    LiveTraining,
-    altered,
-    hearing_loss,
-    load_teacher,
-    save_teacher,
-)
+from m27.train.audio_hearing import hearing_loss, load_teacher, save_teacher
+from m27.train.audio_live import LiveCorpus, LiveTrainer, LiveTraining, altered
 from tests.train.test_audio_codec import SMALL, clips
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from m27.data.messages import words
 from m27.data.progress import Progress
@@ -56,6 +56,7 @@ class WordsAndBack:
     medium: str
     task: str
     wishes: Callable[[int, int], list[Wish]]
+    decodes: ClassVar[bool] = True
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Make, describe, find; and describe the real ones."""
@@ -141,6 +142,7 @@ class SpeechAndBack:
     """Word error rate of what Whisper hears where the model says again what it heard of `items()`."""
 
     name: str
+    decodes: ClassVar[bool] = True
     items: Callable[[], Sequence[Item]]
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
