@@ -17,10 +17,25 @@ from torch import Tensor, nn
 from m27.codec.audio import AudioCodec
 from m27.codec.whisper_encoder import WhisperEncoder
 from m27.train.audio_adversary import Adversary, fool_loss, judge_loss, matching_loss
-from m27.train.audio_codec import WEIGHTS, AudioTraining, Row, Trainer, adam, rate
+from m27.train.audio_codec import OWN_VOICE, AudioTraining, Row, Trainer, adam, rate
 from m27.train.audio_corpus import Corpus, fast_bf16
 from m27.train.audio_hearing import hearing_loss, load_teacher
 from m27.train.audio_losses import LossWeights, resynthesis, spectral_loss
+
+
+# How much of a batch comes from each source: what is to be spoken and played weighs most, and not, as for the codes,
+# what is hard to hear.
+SHARES = {
+    OWN_VOICE: 0.26,
+    "speech": 0.14,
+    "spoken-orders": 0.08,
+    "spoken-words": 0.06,
+    "spoken-digits": 0.04,
+    "esc10": 0.14,
+    "instruments": 0.18,
+    "notes": 0.05,
+    "stamps": 0.03,
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ class DecoderTrainer(Trainer):
         torch.manual_seed(recipe.seed)
         device = torch.device(recipe.device)
         self.bf16 = fast_bf16(recipe.device) if recipe.bf16 is None else recipe.bf16
-        self.corpus = Corpus(Path(recipe.corpus), WEIGHTS, recipe.device)
+        self.corpus = Corpus(Path(recipe.corpus), SHARES, recipe.device)
         self.codec = AudioCodec.load(Path(recipe.begin).parent, name=Path(recipe.begin).name)
         if recipe.vocoder == "istft" and self.codec.refiner is None:
             self.codec.add_refiner()
