@@ -103,7 +103,7 @@ class Coherence:
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Stories drawn with the plan forced, so that every one has its pictures."""
-        answered = self.answers.of(bench, "story_count", forced=True)
+        answered = self.answers.of(bench, "story_count", max(1, bench.samples))
         judge = Judge(bench.engine.processor.image_codec, bench.seed)
         made = [pair for document, response in answered
                 for pair in pairs(document["id"], response.content)]  # fmt: skip

@@ -32,7 +32,7 @@ Answered = list[tuple[Document, Response]]
 SOURCE = "made_books"
 LIMITS: dict[str, Any] = {"max_images": 8, "max_sounds": 4, "max_audio_codes": 80}
 MAX_TOKENS = 480
-FORCED = 60  # documents answered with the plan forced
+FORCED = 60  # documents answered with the plan forced, where that is a note beside the score
 LEAST = 0.98
 
 
@@ -46,17 +46,16 @@ def documents(wish: Wish, n: int, seed: int) -> list[Document]:
 class Answers:
     """What a bench answered, kept, so that three tasks read the same answers."""
 
-    known: dict[tuple[int, Wish, bool], tuple[Bench, Answered]] = field(default_factory=dict)
+    known: dict[tuple[int, Wish, int], tuple[Bench, Answered]] = field(default_factory=dict)
 
-    def of(self, bench: Bench, wish: Wish, forced: bool = False) -> Answered:
-        """Held-out documents with the model's answers. Free ones are greedy and without guidance,
-        forced ones drawn with the defaults, at most `FORCED`."""
+    def of(self, bench: Bench, wish: Wish, forced: int = 0) -> Answered:
+        """Held-out documents with the model's answers. Free ones are greedy and without guidance; with `forced`
+        so many at most are drawn with the defaults and the document's plan."""
         key = (id(bench), wish, forced)
         if key not in self.known:
-            asked = documents(wish, min(bench.samples, FORCED) if forced else bench.samples,
-                              bench.seed)  # fmt: skip
+            asked = documents(wish, min(bench.samples, forced or bench.samples), bench.seed)
             requests = [
-                _request(document, bench.seed * 1_000_003 + k, forced)
+                _request(document, bench.seed * 1_000_003 + k, forced > 0)
                 for k, document in enumerate(asked)
             ]
             label = f"{wish}{', the plan forced' if forced else ''}"
@@ -153,7 +152,7 @@ class Placement:
         ends = [sentences(_words(wanted(document))) for document, _ in answered]
         random = sum(k * k / max(c, 1) for k, c in zip(asked, ends, strict=True)) / sum(asked)
         every = 2 * sum(asked) / (sum(asked) + sum(ends))
-        forced = f1(placed(self.answers.of(bench, "place_pictures", forced=True)))[0]
+        forced = f1(placed(self.answers.of(bench, "place_pictures", FORCED)))[0]
         exact = sum(r["right"] for r in records) / len(records)
         note = f"all of them right in {exact:.1%} of answers; with the plan forced {forced:.3f}"
         for r in records:
@@ -192,7 +191,7 @@ class Count:
         """Beside it one guess among one to four, and the commonest number."""
         answered = self.answers.of(bench, "story_count")
         records = counted(answered)
-        forced = counted(self.answers.of(bench, "story_count", forced=True))
+        forced = counted(self.answers.of(bench, "story_count", FORCED))
         right, n = sum(r["right"] for r in records), len(records)
         exact = sum(r["right"] for r in forced) / max(len(forced), 1)
         constant = most_frequent([str(r["answer"]) for r in records])[1]
