@@ -30,6 +30,9 @@ from recipes.ledger import Ledger, Record, ReleaseError, device_name, on_gpu
 
 # Of every medium, and as many tokens of each.
 CALIBRATED = ("texts", "openclipart", "emoji", "easy_vqa", "spoken_words", "instruments", "speech")
+# How the shipped decoders were trained, beyond the defaults of their recipes.
+SHARPER = ("--perceptual", "0.4", "--recognised", "0.5", "--adversarial", "0.4", "--adversary-from", "0.3")
+CLEARER = ("--hearing", "1.5", "--heard-rows", "3", "--adversary-from", "0.5")
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ class Minutes:
 
     speech: float = 60.0
     image_encoder: float = 45.0
-    image_decoder: float = 15.0
+    image_decoder: float = 65.0
     audio_encoder: float = 45.0
-    audio_decoder: float = 15.0
+    audio_decoder: float = 65.0
     projections: float = 6.0
     joint: float = 60.0
     sft: float = 15.0
@@ -119,12 +122,12 @@ def stages(recipe: ReleaseRecipe) -> list[Stage]:
     machine = ("--threads", str(recipe.threads))
     device = ("--device", "cuda" if on_gpu(recipe.device) else "cpu")
 
-    def codec(medium: str, stage: str, minutes: float, file: str = "") -> Stage:
+    def codec(medium: str, stage: str, minutes: float, file: str = "", *more: str) -> Stage:
         begin = ("--begin", str(recipe.codecs / file)) if file else ()
         name = f"{medium}-{'decoder' if file else 'encoder'}"
         arguments = (
             "--stage", stage, *begin, "--minutes", f"{minutes:g}", "--run", str(recipe.runs / name),
-            "--out", str(recipe.codecs), *machine, *device,
+            "--out", str(recipe.codecs), *machine, *device, *more,
         )  # fmt: skip
         leaves = "how its codes look or sound; they stay" if file else "what its codes are"
         return Stage(name, f"recipes.{medium}_codec", arguments, leaves)
@@ -154,9 +157,9 @@ def stages(recipe: ReleaseRecipe) -> list[Stage]:
             ("--minutes", f"{length.speech:g}", "--jobs", str(recipe.threads)), "Kokoro's utterances",
         ),
         codec("image", "all", length.image_encoder),
-        codec("image", "decoder", length.image_decoder, "image_codec.safetensors"),
+        codec("image", "decoder", length.image_decoder, "image_codec.safetensors", *SHARPER),
         codec("audio", "codec", length.audio_encoder),
-        codec("audio", "decoder", length.audio_decoder, "audio_codec.safetensors"),
+        codec("audio", "decoder", length.audio_decoder, "audio_codec.safetensors", *CLEARER),
         nano("base", "base, tokenizer, codecs in place"),
         nano("build", "token shards", 0.0, *share),
         nano("projections", "code maps near their words", length.projections, "--begin", "none"),
