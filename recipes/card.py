@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from m27.codec.media import write_atomic
-from m27.eval.report import reading_revision, weights_revision
+from m27.eval.report import holds_for, origin
 from m27.model.packed import read_json as header
 from recipes import card_sections as sections
 from recipes import card_text as say
@@ -132,15 +132,14 @@ def card(recipe: CardRecipe) -> str:
 def check_weights(recipe: CardRecipe, rows: Sequence[sections.Record]) -> None:
     """Raise CardError where a row is not about what the folder holds: figures of other weights say nothing.
 
-    A row about ids alone may be of a folder with other decoders of the codecs, which no id depends on.
+    A row that no decoder of a codec has a part in may be of a folder with others of these.
     """
-    held, reads = weights_revision(recipe.model), reading_revision(recipe.model)
+    held = origin(recipe.model, 0)
     for row in rows:
-        same = row["weights"] == held or (row.get("reads") == reads and not row["decodes"])
-        if not same and not recipe.other_weights:
+        if not recipe.other_weights and not holds_for(row, held):
             raise CardError(
                 f"{recipe.results / 'rows.jsonl'}: {row['task']} was measured on weights {row['weights']}, "
-                f"the folder holds {held}; `m27 eval nano` again, or --other-weights"
+                f"the folder holds {held.weights}; `m27 eval nano` again, or --other-weights"
             )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from m27 import __version__
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a figure comes from. `weights`, `reads` and `data` are the first 12 hex digits of a sha256; `reads`
-    is `reading_revision`, "" where nobody looked."""
+    """Where a figure comes from. `weights`, `data` and the others are the first 12 hex digits of a sha256: `reads` is
+    `reading_revision`, `image` and `audio` are the codecs' files; "" where nobody looked."""
 
     seed: int
     commit: str
     weights: str
     reads: str = ""
+    image: str = ""
+    audio: str = ""
     torch: str = torch.__version__
     m27: str = __version__
 
@@ -39,7 +41,7 @@ class Row:
     or, where `unit` says so, other numbers; `frequent` is what the best constant answer gets on
     these very samples, `by_kind` what the best constant answer to each kind of question gets; None:
     not defined. `passed` says whether the bar of the task is met, `goal` whether what is hoped for
-    beyond it is, and `decodes` whether the score hangs on what decoders make of codes."""
+    beyond it is, and `decodes` the medium whose decoder the score hangs on, "" for none."""
 
     task: str
     n: int
@@ -57,7 +59,7 @@ class Row:
     unit: str = "share"
     note: str = ""
     goal: bool = False
-    decodes: bool = False
+    decodes: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A flat dict of plain values, `origin` merged in; `weights` is the weights' revision."""
@@ -161,7 +163,7 @@ def files_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-CODECS = ("image_codec.safetensors", "audio_codec.safetensors")
+CODECS = {"image": "image_codec.safetensors", "audio": "audio_codec.safetensors"}
 _MAKERS = ("decoder.", "refiner.")  # tensors of a codec that act on codes, and so on no code
 _BESIDE = ("regression.safetensors", "importance.safetensors")
 
@@ -182,15 +184,33 @@ def reading_revision(folder: Path, adapter: Path | None = None) -> str:
     Where it stays, every figure stays that is about ids alone.
     """
     digest = hashlib.sha256()
-    whole = [path for path in folder.glob("*.safetensors") if path.name not in (*_BESIDE, *CODECS)]
+    whole = [path for path in folder.glob("*.safetensors") if path.name not in (*_BESIDE, *CODECS.values())]
     digest.update(files_hash([*whole, *folder.glob("tokenizer.json")]).encode())
-    for name in CODECS:
+    for name in CODECS.values():
         if (folder / name).is_file():
             digest.update(name.encode())
             for part in _kept_tensors(folder / name):
                 digest.update(part)
     own = digest.hexdigest()[:12]
     return own if adapter is None else f"{own}+{files_hash(adapter.glob('adapter_*'))}"
+
+
+def origin(folder: Path, seed: int, adapter: Path | None = None) -> Origin:
+    """Where figures of a folder of weights come from, with the code as it is."""
+    media = {kind: files_hash([folder / name]) for kind, name in CODECS.items() if (folder / name).is_file()}
+    weights, reads = weights_revision(folder, adapter), reading_revision(folder, adapter)
+    return Origin(seed, commit(), weights, reads, **media)
+
+
+def holds_for(row: Mapping[str, Any], held: Origin) -> bool:
+    """Whether a row of results still holds for weights: its own, or such as differ only in a codec's decoder that
+    the row's score does not hang on."""
+    if row["weights"] == held.weights:
+        return True
+    medium = row.get("decodes")
+    if medium is None or row.get("reads") != held.reads:
+        return False
+    return medium == "" or row.get(medium) == getattr(held, medium)
 
 
 def _kept_tensors(path: Path) -> Iterator[bytes]:

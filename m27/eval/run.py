@@ -22,15 +22,7 @@ from typing import Any
 import torch
 
 from m27.eval.bench import Bench, Records, Task
-from m27.eval.report import (
-    Origin,
-    Row,
-    commit,
-    reading_revision,
-    table,
-    weights_revision,
-    write_jsonl,
-)
+from m27.eval.report import Origin, Row, origin, table, write_jsonl
 from m27.eval.tasks import MORE, TASKS
 from m27.infer.engine import Engine
 from m27.infer.scheduler import Limits
@@ -110,10 +102,8 @@ def evaluate(
             raise EvalError(f"{label} must be at least 1, not {value}")
     folder, out = Path(folder), Path(out)
     adapter = None if adapter is None else Path(adapter)
-    origin = Origin(
-        seed, commit(), weights_revision(folder, adapter), reading_revision(folder, adapter)
-    )
-    setting = _Setting(folder, origin, samples, validity, batch, out, precision, threads, adapter)
+    own = origin(folder, seed, adapter)
+    setting = _Setting(folder, own, samples, validity, batch, out, precision, threads, adapter)
     rows, records = _kept(setting) if resume else ({}, {})
     todo = [task.name for task in tasks if task.name not in rows]
     _write_settings(setting)
@@ -172,7 +162,7 @@ def measure(task: Task, bench: Bench) -> tuple[Row, Records]:
             note=why,
         )  # fmt: skip
         records = []
-    decodes = bool(getattr(task, "decodes", False))
+    decodes = getattr(task, "decodes", "")
     seconds = round(time.perf_counter() - began, 1)
     return replace(row, seconds=seconds, decodes=decodes), records
 
@@ -193,11 +183,11 @@ def _kept(setting: _Setting) -> tuple[dict[str, Row], dict[str, Records]]:
     lines = {name: _read(setting.out / f"{name}.jsonl") for name in ("settings", "rows", "answers")}
     if lines["settings"] != [_settings(setting)]:
         return {}, {}
-    origin = asdict(setting.origin)
+    own = asdict(setting.origin)
     rows: dict[str, Row] = {}
     for line in lines["rows"]:
-        fields = {name: value for name, value in line.items() if name not in origin}
-        same = all(line.get(name) == value for name, value in origin.items())
+        fields = {name: value for name, value in line.items() if name not in own}
+        same = all(line.get(name) == value for name, value in own.items())
         if same and not str(line["note"]).startswith(FAILED):
             rows[line["task"]] = Row(**fields, origin=setting.origin)
     records: dict[str, Records] = {name: [] for name in rows}

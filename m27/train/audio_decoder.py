@@ -22,7 +22,6 @@ from m27.train.audio_corpus import Corpus, fast_bf16
 from m27.train.audio_hearing import hearing_loss, load_teacher
 from m27.train.audio_losses import LossWeights, resynthesis, spectral_loss
 
-
 # How much of a batch comes from each source: what is to be spoken and played weighs most, and not, as for the codes,
 # what is hard to hear.
 SHARES = {

@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 def codecs(monkeypatch):
     monkeypatch.setattr("m27.codec.image.ImageCodec", tiny.TinyImageCodec)
     monkeypatch.setattr("m27.codec.audio.AudioCodec", tiny.TinyAudioCodec)
-    monkeypatch.setattr("m27.eval.run.commit", lambda: "0123456789ab")  # may change meanwhile
+    monkeypatch.setattr("m27.eval.report.commit", lambda: "0123456789ab")  # may change meanwhile
 
 
 def test_rows_and_answers_are_written_with_their_origin(folder, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from m27.eval.report import reading_revision, weights_revision
+from m27.eval.report import origin, weights_revision
 from recipes import card, card_sections, card_text
 from recipes.card import CardRecipe
 from recipes.card_sections import CardError
@@ -199,15 +199,19 @@ def test_a_task_that_failed_is_not_a_result(recipe):
     assert "Drawings" not in text
 
 
-def test_rows_about_ids_alone_stay_where_decoders_alone_changed(recipe, capsys):
-    reads = reading_revision(recipe.model)
-    older = [r | {"weights": "of old decoders", "reads": reads, "decodes": False} for r in ROWS]
-    write_lines(recipe.results / "rows.jsonl", older)
+def test_rows_stay_where_a_decoder_alone_changed_that_they_do_not_hang_on(recipe, capsys):
+    (recipe.model / "image_codec.safetensors").write_bytes(b"an image codec")
+    (recipe.model / "audio_codec.safetensors").write_bytes(b"an audio codec")
+    held = origin(recipe.model, 0)
+    older = {"weights": "of old decoders", "reads": held.reads, "image": held.image, "audio": "old"}
+    drawn = row("draw-emoji", 0.1) | older | {"decodes": "image"}
+    write_lines(recipe.results / "rows.jsonl", [*(r | older | {"decodes": ""} for r in ROWS), drawn])
     assert card.main(["--model", str(recipe.model)]) == 0
-    drawn = row("draw-emoji", 0.1, weights="of old decoders", reads=reads, decodes=True)
-    write_lines(recipe.results / "rows.jsonl", [*older, drawn])
-    assert card.main(["--model", str(recipe.model)]) == 2
-    assert "draw-emoji was measured on weights of old decoders" in capsys.readouterr().err
+    said = row("speak", 0.9, bar="at most 50 %") | older | {"decodes": "audio"}
+    for wrong in (said, drawn | {"reads": "others"}, drawn | {"image": "old"}):
+        write_lines(recipe.results / "rows.jsonl", [wrong])
+        assert card.main(["--model", str(recipe.model)]) == 2
+        assert f"{wrong['task']} was measured on weights of old decoders" in capsys.readouterr().err
 
 
 def test_figures_of_other_weights_are_refused(recipe, capsys):

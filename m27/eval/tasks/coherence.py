@@ -96,7 +96,7 @@ class Coherence:
     """Similarity of picture and words within a story over that across stories."""
 
     name = "interleave-coherence"
-    decodes = True
+    decodes = "image"
 
     def __init__(self, answers: Answers) -> None:
         self.answers = answers

@@ -56,7 +56,11 @@ class WordsAndBack:
     medium: str
     task: str
     wishes: Callable[[int, int], list[Wish]]
-    decodes: ClassVar[bool] = True
+
+    @property
+    def decodes(self) -> str:
+        """The medium whose decoder the score hangs on."""
+        return self.medium
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Make, describe, find; and describe the real ones."""
@@ -142,7 +146,7 @@ class SpeechAndBack:
     """Word error rate of what Whisper hears where the model says again what it heard of `items()`."""
 
     name: str
-    decodes: ClassVar[bool] = True
+    decodes: ClassVar[str] = "audio"
     items: Callable[[], Sequence[Item]]
 
     def run(self, bench: Bench) -> tuple[Row, Records]:

@@ -56,7 +56,7 @@ class DrawEmoji:
     """Retrieval R@1 among `AMONG` held-out concepts; a drawing a concept, all of them at most."""
 
     name = "draw-emoji"
-    decodes = True
+    decodes = "image"
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Draw, look, find; then the same with what the codec makes of real pictures."""
@@ -133,7 +133,7 @@ class DrawCifar:
     """The share of drawings of a CIFAR class that a classifier of photographs takes for it."""
 
     name = "draw-cifar"
-    decodes = True
+    decodes = "image"
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """The classes in turn, each time with another seed."""

@@ -49,7 +49,7 @@ class MakeSounds:
     """The share of notes in which the probe hears the instrument that was asked for."""
 
     name = "make-sounds"
-    decodes = True
+    decodes = "audio"
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Ask for held-out notes, and let the probe name the instrument of each."""
@@ -120,7 +120,7 @@ class SoundForPicture:
     """Retrieval R@1 of a made sound among the real sounds of ten held-out pictures."""
 
     name = "sound-for-picture"
-    decodes = True
+    decodes = "audio"
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Show, let the model sound, and look for the nearest real sound."""

@@ -56,7 +56,7 @@ class Speak:
     """Word error rate of Whisper-base on held-out sentences that the model says."""
 
     name = "speak"
-    decodes = True
+    decodes = "audio"
 
     def run(self, bench: Bench) -> tuple[Row, Records]:
         """Say, let Whisper listen, and compare with the reference clips through the codec."""
