@@ -16,8 +16,16 @@ from m27.cli.console import (
     processes,
 )
 
+# Options that mean something for one of the two alone: the card's table, and one's own set.
+TABLE = ("task", "validity", "batch", "jobs", "resume")
+OWN = (
+    "model", "metric", "form", "judge", "rival", "coherence", "media", "max_tokens", "temperature", "seeds", "at_once",
+    "key", "fresh", "fewshot", "chat", "detector", "colours",
+)  # fmt: skip
+
 
 def evaluate(
+    context: typer.Context,
     what: Annotated[
         str, typer.Argument(help="'nano' or the folder of a model: the card's table; else a file of questions.")
     ] = "nano",
@@ -86,6 +94,7 @@ def evaluate(
     if (detector or colours) and form != "geneval":
         raise InputError("--detector and --colours go with --form geneval")
     if harness is not None or not is_model(what):
+        _refuse(context, TABLE, "the table of a model")
         if harness is None and not Path(what).exists():
             raise InputError(f"{what}: no such model, file or folder")
         from m27.cli import drawn, interleaved_set, own_set
@@ -108,6 +117,7 @@ def evaluate(
         else:
             own_set.evaluate(Path(what), wishes, out)
         return
+    _refuse(context, OWN, f"one's own set, and {what!r} is a model")
     samples = 500 if samples is None else samples
     out, model = out or Path("out/eval"), what
     shipped = CHECKOUT / "weights" / f"m27-{model}"
@@ -133,6 +143,14 @@ def evaluate(
     )  # fmt: skip
     if failed := [row for row in rows if row.note.startswith(FAILED)]:
         raise InputError(f"{failed[0].task} {failed[0].note} ({len(failed)} of {len(rows)} tasks)")
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], meant: str) -> None:
+    """Raise InputError for an option that was given and has no part in what is asked, rather than pass it over."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"--{name.replace('_', '-')} is for {meant}")
 
 
 def is_model(what: str) -> bool:

@@ -103,10 +103,14 @@ def test_tasks_keep_the_order_of_the_table():
 
 
 def test_the_command_refuses_in_one_line(folder, tmp_path, capsys):
+    own = tmp_path / "own.jsonl"
+    own.touch()
     for arguments, words in (
         (["eval", str(folder), "--task", "nothing"], "no task is called 'nothing'"),
         (["eval", str(tmp_path / "none")], "none"),
         (["eval", str(folder), "--samples", "0"], "samples must be at least 1"),
+        (["eval", "nano", "--model", str(folder)], "--model is for one's own set, and 'nano' is a model"),
+        (["eval", str(own), "--resume"], "--resume is for the table of a model"),
     ):
         with pytest.raises(SystemExit) as left:
             main(arguments)
