@@ -78,6 +78,11 @@ def evaluation(rows: Sequence[Record]) -> str:
     made = table([*heads, *(optional[key] for key in shown), "bar", "met"], lines)
     of = {key: ", ".join(dict.fromkeys(str(row[key]) for row in rows)) for key in ORIGIN}
     about = f"Seed {of['seed']}, software commit {of['commit']}, weights {of['weights']}, torch {of['torch']}.\n"
+    if ", " in of["weights"]:
+        about += (
+            "\nRows of other weights than the folder's are those that still hold for it: it differs from these in the "
+            "decoder of a codec alone, which the row does not hang on.\n"
+        )
     notes = "".join(f"- `{row['task']}`: {row['note']}\n" for row in rows if row.get("note"))
     return f"{made}\n{about}\nWhat stands behind the figures:\n\n{notes}"
 

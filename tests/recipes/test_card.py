@@ -204,9 +204,11 @@ def test_rows_stay_where_a_decoder_alone_changed_that_they_do_not_hang_on(recipe
     (recipe.model / "audio_codec.safetensors").write_bytes(b"an audio codec")
     held = origin(recipe.model, 0)
     older = {"weights": "of old decoders", "reads": held.reads, "image": held.image, "audio": "old"}
-    drawn = row("draw-emoji", 0.1) | older | {"decodes": "image"}
+    drawn = row("draw-emoji", 0.1) | older | {"decodes": "image", "weights": held.weights}
     write_lines(recipe.results / "rows.jsonl", [*(r | older | {"decodes": ""} for r in ROWS), drawn])
     assert card.main(["--model", str(recipe.model)]) == 0
+    assert "Rows of other weights than the folder's" in (recipe.model / "README.md").read_text()
+    drawn |= {"weights": "of old decoders"}
     said = row("speak", 0.9, bar="at most 50 %") | older | {"decodes": "audio"}
     for wrong in (said, drawn | {"reads": "others"}, drawn | {"image": "old"}):
         write_lines(recipe.results / "rows.jsonl", [wrong])
