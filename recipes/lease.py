@@ -44,14 +44,27 @@ class Piece:
 
 
 def _files(paths: Sequence[Path], root: Path) -> list[Path]:
-    """All files at or below `paths`, links and caches left out. Raises LeaseError for a path not below `root`."""
+    """All files at or below `paths`, and links to a file beside them; other links and caches are left out.
+
+    Raises LeaseError for a path not below `root`.
+    """
     found: list[Path] = []
     for path in paths:
         if not path.exists() or not path.resolve().is_relative_to(root.resolve()):
             raise LeaseError(f"{path}: not there, or not below {root}")
         inside = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        found += [p for p in inside if not p.is_symlink() and "__pycache__" not in p.parts]
+        found += [p for p in inside if "__pycache__" not in p.parts and (not p.is_symlink() or _beside(p))]
     return found
+
+
+def _beside(link: Path) -> bool:
+    """Whether a link names a file of its own folder, as those of shared libraries do."""
+    return _plain(os.readlink(link))
+
+
+def _plain(name: str) -> bool:
+    """Whether a name leads nowhere else."""
+    return name not in ("", ".", "..") and "/" not in name
 
 
 def pack(paths: Sequence[Path], out: Path, size: int = PIECE_THERE, root: Path = Path()) -> list[Piece]:
@@ -72,6 +85,10 @@ def pack(paths: Sequence[Path], out: Path, size: int = PIECE_THERE, root: Path =
         pieces.append(Piece(name, len(data), hashlib.sha256(data).hexdigest()))
 
     for path in _files(paths, root):
+        if path.is_symlink():
+            where = (path.parent.resolve() / path.name).relative_to(root.resolve()).as_posix()
+            listed.append({"path": where, "link": os.readlink(path)})
+            continue
         digest, length = hashlib.sha256(), 0
         with path.open("rb") as file:
             while data := file.read(_READ):
@@ -115,6 +132,9 @@ def unpack(folder: Path, into: Path) -> list[Path]:
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise LeaseError(f"{folder}/manifest.json: {name!r} would leave the folder")
+    for entry in manifest["files"]:
+        if not _plain(str(entry.get("link", "a"))):
+            raise LeaseError(f"{folder}/manifest.json: {entry['path']!r} would link to {entry['link']!r}")
     paths = [into / name for name in names]
     stamp = into / f".unpacked-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if stamp.exists():
@@ -123,6 +143,10 @@ def unpack(folder: Path, into: Path) -> list[Path]:
     for path, entry in zip(paths, manifest["files"], strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
+        if "link" in entry:
+            os.symlink(entry["link"], partial)
+            os.replace(partial, path)
+            continue
         digest, left = hashlib.sha256(), int(entry["size"])
         with partial.open("wb") as file:
             while left:

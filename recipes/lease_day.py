@@ -67,6 +67,14 @@ PIECE = 52_000_000  # bytes that one call can carry beside the checkout
 CODECS = ("image_codec.safetensors", "audio_codec.safetensors")
 
 
+def fetch_programs() -> None:
+    """Have what speaks there in the cache, also where this machine has a part of it installed and so never asked."""
+    from m27.data import registry
+
+    for name in ("libflite1", "libasound2", "espeakng-loader"):
+        registry.fetch(name)
+
+
 def pack(out: Path, root: Path = Path(), size: int = PIECE) -> dict[str, list[int]]:
     """Write every load as folders of one piece each, `a-0`, `a-1`, …, below `out`; their sizes in bytes."""
     sizes: dict[str, list[int]] = {}
@@ -150,11 +158,13 @@ def wait(work: Path, names: Sequence[str], seconds: float) -> dict[str, int | No
 
 def speech(work: Path, parts: int, share: float = 1.0) -> None:
     """Templates of `speech`, and of `more_speech` in so many parts, all at once, made where they are used: carrying
-    them would cost 6 MB a thousand."""
+    them would cost 6 MB a thousand. Raises LeaseError, when all have ended, if one failed."""
     calls = [(str(work), part, parts, share) for part in range(parts + 1)]
     with ProcessPoolExecutor(parts + 1, mp_context=get_context("spawn")) as pool:
-        for line in pool.map(_speech_part, calls):
-            print(line, file=sys.stderr, flush=True)
+        lines = list(pool.map(_speech_part, calls))
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    if failed := [line for line in lines if "FAILED" in line]:
+        raise lease.LeaseError(f"{len(failed)} of {len(lines)} parts of speech failed")
 
 
 def _speech_part(given: tuple[str, int, int, float]) -> str:
@@ -261,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.verb == "pack":
+            fetch_programs()
             for name, sizes in pack(given.out, given.root).items():
                 told = ", ".join(f"{size / 1e6:.1f}" for size in sizes)
                 print(f"load {name}: {len(sizes)} calls, MB {told}", file=sys.stderr)

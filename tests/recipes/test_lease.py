@@ -36,6 +36,24 @@ def test_packed_and_unpacked_is_the_same(tmp_path):
     assert (tmp_path / "there" / "c.bin").read_bytes() == b"trained since"
 
 
+def test_links_beside_their_files_are_carried_and_no_others(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    write(here, {"lib/libone.so.2.2": b"a library", "other": b"x"})
+    (here / "lib" / "libone.so.1").symlink_to("libone.so.2.2")  # as Debian's packages have them
+    (here / "lib" / "away").symlink_to("../other")
+    lease.pack([here], tmp_path / "pieces", 400, here)
+    for _ in range(2):
+        lease.unpack(tmp_path / "pieces", there)
+        assert (there / "lib" / "libone.so.1").read_bytes() == b"a library"
+        assert not (there / "lib" / "away").is_symlink()
+        for stamp in there.glob(".unpacked-*"):
+            stamp.unlink()  # so that it is unpacked over what is there
+    manifest = tmp_path / "pieces" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"link": "libone.so.2.2"', '"link": "/etc/passwd"'))
+    with pytest.raises(lease.LeaseError, match="would link to"):
+        lease.unpack(tmp_path / "pieces", there)
+
+
 def test_damage_is_named(tmp_path):
     write(tmp_path / "here", FILES)
     lease.pack([tmp_path / "here"], tmp_path / "pieces", 400, tmp_path / "here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def test_what_runs_in_the_background_says_how_it_ended(tmp_path: Path) -> None:
     lease_day.background(tmp_path, "good", ["-c", "print('again')"])  # begun once only
     assert lease_day.wait(tmp_path, ["good", "none"], 0) == {"good": 0, "none": None}
     assert (tmp_path / "good.log").read_text() == "it's 42\n"
+
+
+def test_a_part_of_speech_that_fails_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease_day, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(2))
+    said_by = lambda call: f"part {call[1]}: FAILED: no voice" if call[1] else "speech"  # noqa: E731
+    monkeypatch.setattr(lease_day, "_speech_part", said_by)
+    assert lease_day.main(["speech", "--work", str(tmp_path), "--parts", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "part 2: FAILED: no voice" in said and "2 of 3 parts of speech failed" in said
 
 
 def test_finish_puts_codes_in_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
