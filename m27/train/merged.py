@@ -87,7 +87,8 @@ class _Kind:
     ) -> None:
         self.a, self.b = [m[1] for m in members], [m[2] for m in members]
         self.master_LRC = torch.stack([layer.weight.detach().float() for layer, _, _ in members])
-        self.merged_LRC = self.master_LRC.to(dtype)
+        # A copy in float32 too: written over, the masters would take the adapters in again with every step.
+        self.merged_LRC = self.master_LRC.to(dtype, copy=True)
         self.grad_LRC = torch.zeros_like(self.merged_LRC)
         for i, (layer, _, _) in enumerate(members):
             layer.weight = nn.Parameter(self.merged_LRC[i])

@@ -22,7 +22,7 @@ def random_adapters(decoder):
     return adapters
 
 
-def gradients(kind, batch, plan, shards):
+def gradients(kind, batch, plan, shards, refreshed=1):
     """Losses and gradients of one batch by a pass: of the adapters, and of the rows' buffer."""
     decoder = fixtures.decoder()
     adapters = random_adapters(decoder)
@@ -30,7 +30,8 @@ def gradients(kind, batch, plan, shards):
         decoder.model.embed_tokens.weight, fixtures.CONTROLS, (4, 4, 4), (4, 4, 2), torch.float32
     )
     way = choose(kind, decoder, adapters, rows, torch.float32, False)
-    way.refresh()
+    for _ in range(refreshed):
+        way.refresh()
     losses = way.run(batch, plan, float(batch.weights_M.sum()), way.prepare(batch))
     way.collect()
     named = {name: p.grad for name, p in adapters.parameters().items()}
@@ -67,6 +68,12 @@ def test_merged_equals_plain(shards, kl):
     alike(plain, merged)
     if kl and plan.teacher is not None:
         torch.testing.assert_close(plain[1].apart_m, merged[1].apart_m, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["merged", "fused", "plain"])
+def test_adapters_are_taken_in_once_however_often_they_are_refreshed(shards, kind):
+    batch, plan = a_batch(shards)
+    alike(gradients(kind, batch, plan, shards), gradients(kind, batch, plan, shards, refreshed=5))
 
 
 def branched(batch):
