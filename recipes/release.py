@@ -31,7 +31,10 @@ from recipes.ledger import Ledger, Record, ReleaseError, device_name, on_gpu
 # Of every medium, and as many tokens of each.
 CALIBRATED = ("texts", "openclipart", "emoji", "easy_vqa", "spoken_words", "instruments", "speech")
 # How the shipped decoders were trained, beyond the defaults of their recipes.
-SHARPER = ("--perceptual", "0.4", "--recognised", "0.5", "--adversarial", "0.4", "--adversary-from", "0.3")
+SHARPER = (
+    "--batch", "16", "--lr", "8e-4", "--codec-warmup", "60", "--perceptual", "0.4", "--recognised", "0.5",
+    "--adversarial", "0.4", "--adversary-from", "0.3",
+)  # fmt: skip
 CLEARER = ("--hearing", "1.5", "--heard-rows", "3", "--adversary-from", "0.5")
 
 
@@ -43,7 +46,7 @@ class Minutes:
     image_encoder: float = 45.0
     image_decoder: float = 65.0
     audio_encoder: float = 45.0
-    audio_decoder: float = 65.0
+    audio_decoder: float = 77.0
     projections: float = 6.0
     joint: float = 60.0
     sft: float = 15.0

@@ -173,8 +173,16 @@ def weights_revision(folder: Path, adapter: Path | None = None) -> str:
 
     What lies beside the weights is not counted: the set that fine-tuning watches, and what 4 bits are rounded by.
     """
+    return _with_adapter(files_hash(_weights(folder)), adapter)
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that a folder's revision is made of."""
     weights = [path for path in folder.glob("*.safetensors") if path.name not in _BESIDE]
-    own = files_hash([*weights, *folder.glob("tokenizer.json")])
+    return [*weights, *folder.glob("tokenizer.json")]
+
+
+def _with_adapter(own: str, adapter: Path | None) -> str:
     return own if adapter is None else f"{own}+{files_hash(adapter.glob('adapter_*'))}"
 
 
@@ -184,15 +192,14 @@ def reading_revision(folder: Path, adapter: Path | None = None) -> str:
     Where it stays, every figure stays that is about ids alone.
     """
     digest = hashlib.sha256()
-    whole = [path for path in folder.glob("*.safetensors") if path.name not in (*_BESIDE, *CODECS.values())]
-    digest.update(files_hash([*whole, *folder.glob("tokenizer.json")]).encode())
+    whole = [path for path in _weights(folder) if path.name not in CODECS.values()]
+    digest.update(files_hash(whole).encode())
     for name in CODECS.values():
         if (folder / name).is_file():
             digest.update(name.encode())
             for part in _kept_tensors(folder / name):
                 digest.update(part)
-    own = digest.hexdigest()[:12]
-    return own if adapter is None else f"{own}+{files_hash(adapter.glob('adapter_*'))}"
+    return _with_adapter(digest.hexdigest()[:12], adapter)
 
 
 def origin(folder: Path, seed: int, adapter: Path | None = None) -> Origin:
