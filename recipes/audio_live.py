@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m27.codec.audio import AudioCodec
-from m27.train.audio_codec import WEIGHTS, work
+from m27.train.audio_codec import work
 from m27.train.audio_hearing import TEACHER, load_teacher
-from m27.train.audio_live import LiveCorpus, LiveTrainer, LiveTraining
+from m27.train.audio_live import SHARES, LiveCorpus, LiveTrainer, LiveTraining
 from recipes import codec_corpora
 from recipes.audio_codec import until
 
@@ -24,7 +24,7 @@ def open_trainer(recipe: LiveTraining, workers: int = 8) -> LiveTrainer:
     config = AudioCodec.load(Path(recipe.begin).parent, name=Path(recipe.begin).name).config
     teacher = load_teacher(Path(recipe.teacher), config)
     clips = codec_corpora.read_sounds(Path(recipe.corpus) / "sounds", workers)
-    corpus = LiveCorpus(clips, WEIGHTS, recipe.device, recipe.seed)
+    corpus = LiveCorpus(clips, SHARES, recipe.device, recipe.seed)
     return LiveTrainer(recipe, corpus, teacher)
 
 

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,26 @@ _CORPUS = ("--corpus", ".cache/lease/corpora", "--device", "cuda", "--threads", 
 JOBS: dict[str, tuple[str, ...]] = {
     "image": (
         "recipes.image_codec", *_CORPUS, "--begin", "weights/m27-nano", "--minutes", "4.2", "--batch", "256",
-        "--lr", "1e-3", "--widths", "384", "192", "96", "48", "--perceptual", "0.4", "--recognised", "0.5",
+        "--lr", "1e-3", "--widths", "272", "136", "72", "40", "--perceptual", "0.4", "--recognised", "0.5",
         "--adversarial", "0.4", "--adversary-from", "0.5", "--critic-alone", "200",
     ),
     "audio": (
         "recipes.audio_live", *_CORPUS, "--begin", "weights/m27-nano/audio_codec.safetensors",
-        "--minutes", "4",
+        "--shape", "0", "--minutes", "4",
     ),
     "voice": ("recipes.lease_day", "speech", "--work", ".", "--parts", "8"),
 }  # fmt: skip
+# How many more copies of a source are filled with altered media, of documents that say what they hear or see in
+# one; a shard each, numbered from FIRST_COPY on. What is drawn or said is never altered.
+ALTERED = {
+    "openclipart": 4, "stamps": 4, "emoji": 3, "fluent": 3, "more_emoji": 3, "grocery": 2, "cifar10": 1,
+    "tiny_imagenet": 1, "instruments": 2, "environment": 3, "spoken_words": 2, "spoken_digits": 2, "kokoro": 3,
+}  # fmt: skip
+MIRRORED = ("cifar10", "tiny_imagenet", "grocery")
+TOLD = (
+    "name_picture", "caption_picture", "name_sound", "name_word", "name_instrument", "name_family", "transcribe",
+)  # fmt: skip
+FIRST_COPY = 100
 PIECE = 52_000_000  # bytes that one call can carry beside the checkout
 CODECS = ("image_codec.safetensors", "audio_codec.safetensors")
 
@@ -185,25 +197,68 @@ def _speech_part(given: tuple[str, int, int, float]) -> str:
     return template_shards.build(recipe, name, processor, packed=False, part=part)
 
 
-def fill(work: Path, device: str, workers: int) -> int:
-    """Put the codes of the codecs in the model's folder into every template; how many media were encoded."""
+def fill(work: Path, device: str, workers: int, copies: bool = True, processes: int = 1) -> int:
+    """Put the codes of the codecs in the model's folder into every template, and into the altered copies of
+    `ALTERED` unless not wanted; how many media were encoded. So many processes share the device. A source that
+    fails is said and left out: it must not cost the others their day."""
+    root = work / ".cache" / "lease" / "templates"
+    found = [f for f in root.glob("[a-z]*") if (f / "media" / "media.json").is_file()]
+    found.sort(key=lambda f: -(f / "media" / "media.bin").stat().st_size)
+    calls = [(str(work), f.name, device, max(1, workers // processes), copies) for f in found]
+    if processes == 1:
+        return sum(map(_fill_or_say, calls))
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return sum(pool.map(_fill_or_say, calls))
+
+
+def _fill_or_say(given: tuple[str, str, str, int, bool]) -> int:
+    try:
+        return _fill_source(given)
+    except Exception as error:
+        print(f"{given[1]}: FAILED: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 0
+
+
+@cache
+def _processor(folder: str, device: str) -> Any:
+    """The processor of a model's folder with its codecs on a device, loaded once a process."""
     import torch
 
-    from m27.data import templates
     from m27.language.processor import Processor
 
-    processor = Processor.load(work / "weights" / "m27-nano")
+    processor = Processor.load(folder)
     # Codes near the edge of a cell must fall as they do on a CPU.
     torch.backends.cudnn.allow_tf32 = False
     codecs: tuple[Any, ...] = (processor.image_codec, processor.audio_codec)
     for codec in codecs:
         if isinstance(codec, torch.nn.Module):
             codec.to(device)
-    count = 0
-    for folder in sorted((work / ".cache" / "lease" / "templates").glob("[a-z]*")):
-        if (folder / templates.MEDIA / "media.json").is_file():
-            target = work / ".cache" / "shards" / "whole" / folder.name
-            count += templates.fill(folder, processor, target, workers)
+    return processor
+
+
+def _fill_source(given: tuple[str, str, str, int, bool]) -> int:
+    import torch
+
+    from m27.data import altered, templates
+    from m27.data.media_table import MediaTable
+
+    work, name, device, workers, copies = given
+    torch.set_num_threads(max(1, workers))
+    processor = _processor(str(Path(work) / "weights" / "m27-nano"), device)
+    template = Path(work) / ".cache" / "lease" / "templates" / name
+    target = Path(work) / ".cache" / "shards" / "whole" / name
+    told = json.loads((template / "meta.json").read_text(encoding="utf-8"))["tasks"]
+    times = ALTERED.get(name, 0) if copies and set(told) & set(TOLD) else 0
+    table = MediaTable(template / templates.MEDIA, keep=times > 0)
+    count = templates.fill(template, processor, target, workers, table=table)
+    for copy in range(times):
+        generator = torch.Generator().manual_seed(copy)
+
+        def alter(x: torch.Tensor, g: torch.Generator = generator) -> torch.Tensor:
+            return altered.pictures(x, g, name in MIRRORED) if x.dim() == 4 else altered.sounds(x, g)
+
+        copied = target.with_name(f"{name}-{FIRST_COPY + copy}")
+        count += templates.fill(template, processor, copied, workers, alter, TOLD, table)
     return count
 
 
@@ -228,7 +283,7 @@ def finish(given: argparse.Namespace) -> None:
     said = wait(work, given.wait, given.patience)
     print(f"{json.dumps(said)} after {time.monotonic() - begun:.0f} s", file=sys.stderr)
     made = codecs(work, [name.partition("_")[0] for name in given.wait])
-    count = fill(work, given.device, given.workers)
+    count = fill(work, given.device, given.workers, processes=given.processes)
     print(f"{count:,} media encoded, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     lease.check(work / "weights" / "m27-nano", given.device)
     left = given.minutes - (time.monotonic() - begun) / 60
@@ -263,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     two.add_argument("--stage", default="whole")
     two.add_argument("--device", default="cuda")
     two.add_argument("--workers", type=int, default=14)
+    two.add_argument("--processes", type=int, default=1, help="that share the device while encoding")
     two.add_argument("--back", type=Path, required=True)
     two.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     for verb in verbs.choices.values():

@@ -92,18 +92,18 @@ WHOLE_SOURCES: Mapping[str, int] = {
 }  # fmt: skip
 WHOLE: Mapping[str, float] = {
     # picture to words
-    "name_picture": 0.10, "caption_picture": 0.05, "caption_language": 0.005, "vqa": 0.075,
-    "scene_questions": 0.18, "scene_caption": 0.005, "scene_count": 0.02, "scene_color": 0.02,
-    "scene_relation": 0.02, "scene_where": 0.005, "scene_box": 0.03, "photo_box": 0.01,
+    "name_picture": 0.09, "caption_picture": 0.065, "caption_language": 0.005, "vqa": 0.05,
+    "scene_questions": 0.165, "scene_caption": 0.005, "scene_count": 0.02, "scene_color": 0.02,
+    "scene_relation": 0.025, "scene_where": 0.005, "scene_box": 0.02, "photo_box": 0.01,
     # words to picture
     "draw": 0.14, "story": 0.01, "story_page": 0.015, "story_next": 0.005, "story_text": 0.005,
-    "story_count": 0.035, "place_pictures": 0.045,
+    "story_count": 0.025, "place_pictures": 0.035,
     # sound to words
-    "name_sound": 0.015, "soundscape": 0.005, "name_instrument": 0.015, "name_family": 0.02,
+    "name_sound": 0.015, "soundscape": 0.005, "name_instrument": 0.015, "name_family": 0.025,
     "instrument_questions": 0.015, "name_word": 0.01, "transcribe": 0.09,
     # words to sound
-    "speak": 0.045, "sound_for_text": 0.035, "sound_for_picture": 0.02, "picture_for_sound": 0.005,
-    "text": 0.07,
+    "speak": 0.09, "sound_for_text": 0.035, "sound_for_picture": 0.02, "picture_for_sound": 0.005,
+    "text": 0.08,
 }  # fmt: skip
 
 DROP = (

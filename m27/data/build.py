@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,30 @@ def is_current(folder: str | Path, processor: Processor) -> bool:
         return False
     wanted = json.loads(json.dumps({"format": FORMAT, **revisions(processor)}))
     return all(meta.get(key) == value for key, value in wanted.items())
+
+
+def keep_tasks(folder: str | Path, wanted: Collection[str]) -> None:
+    """Leave only documents of some tasks in a shard that nobody reads yet. Raises ShardError if none is left."""
+    folder = Path(folder)
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    starts, tasks = np.load(folder / "index.npy"), np.load(folder / "tasks.npy")
+    names = [name for name in meta["tasks"] if name in wanted]
+    kept = np.flatnonzero(np.isin(tasks, [meta["tasks"].index(name) for name in names]))
+    if not len(kept):
+        raise ShardError(f"{folder.name}: no document of {', '.join(wanted)}")
+    lengths = np.diff(starts)
+    inside = np.repeat(np.isin(np.arange(len(tasks)), kept), lengths)
+    for name, kind in (("tokens.bin", np.uint32), ("loss.bin", np.uint8), ("branches.bin", np.uint8)):
+        if (folder / name).is_file():
+            np.fromfile(folder / name, kind)[inside].tofile(folder / name)
+    starts = np.concatenate([[0], lengths[kept].cumsum()]).astype(np.int64)
+    numbers = {meta["tasks"].index(name): new for new, name in enumerate(names)}
+    np.save(folder / "index.npy", starts)
+    np.save(folder / "tasks.npy", np.asarray([numbers[int(t)] for t in tasks[kept]], np.uint16))
+    meta |= {"tasks": names, "documents": len(kept), "tokens": int(starts[-1])}
+    for key in ("tokens_by_task", "targets_by_task"):
+        meta[key] = {name: meta[key][name] for name in names}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 # Ids, loss flags and branches, or why there are none.

@@ -107,10 +107,11 @@ class MediaWriter:
 
 
 class MediaTable:
-    """Reads a table. `kinds[i]` is the letter of medium i."""
+    """Reads a table. `kinds[i]` is the letter of medium i. With `keep` what `read` has decoded stays in memory."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, keep: bool = False) -> None:
         folder = Path(folder)
+        self._kept: dict[int, Pixels | Samples] | None = {} if keep else None
         try:
             about = json.loads((folder / "media.json").read_text(encoding="utf-8"))
             self.kinds = str(about["kinds"])
@@ -148,7 +149,13 @@ class MediaTable:
         """The media of `numbers` in their order, decoded by so many threads (whose work is done in C)."""
 
         def get(number: int) -> Pixels | Samples:
-            return self.picture(number) if self.kinds[number] in "pr" else self.sound(number)
+            kept = self._kept
+            if kept is not None and number in kept:
+                return kept[number]
+            found = self.picture(number) if self.kinds[number] in "pr" else self.sound(number)
+            if kept is not None:
+                kept[number] = found
+            return found
 
         with ThreadPoolExecutor(workers) as pool:
             yield from pool.map(get, numbers)

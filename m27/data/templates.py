@@ -3,7 +3,8 @@
 Codes hang on codecs, and on a machine that is lent for minutes the codecs are new. So documents are made beforehand
 with a codec that only counts: it puts each medium into a table (`media_table`) and spells the medium's number in
 the codes that it returns, as many as the real codec would. There, `fill` encodes every medium once, many at a time,
-puts its codes in the place of its number, and the folder is a shard like any other.
+puts its codes in the place of its number, and the folder is a shard like any other. It can do so again with media
+that are `altered`: other codes for the same words.
 
 Shapes: N codes of one medium.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ PENDING = "pending"  # the revision of codes that are numbers
 MEDIA = "media"  # the table's folder, beside the documents'
 
 Codes = NDArray[np.int64]
+Alter = Callable[[Tensor], Tensor]  # pixels [B, 3, H, W] or waves [B, T] → the same, otherwise
 
 
 def spell(number: int, count: int, base: int) -> Codes:
@@ -140,44 +142,67 @@ def runs(ids: NDArray[np.uint32], first: int, stop: int) -> list[tuple[int, int]
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def fill(template: str | Path, processor: Processor, folder: str | Path, workers: int = 8) -> int:
+def fill(
+    template: str | Path,
+    processor: Processor,
+    folder: str | Path,
+    workers: int = 8,
+    alter: Alter | None = None,
+    tasks: Collection[str] = (),
+    table: MediaTable | None = None,
+) -> int:
     """Write the shard `folder` from a template with the processor's codecs; how many media were encoded.
 
-    Media of one size are encoded together, on the codecs' device.
+    Media of one size are encoded together, on the codecs' device. `alter` is done to them before, and `tasks`
+    keeps documents of these alone, of which there must be one (ShardError). `table`: that of the template, where it
+    is open already.
     """
     source, folder = Path(template), Path(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns(MEDIA))
-    table = MediaTable(source / MEDIA)
-    codes = encode(table, processor, workers)
+    if tasks:
+        shards.keep_tasks(partial, tasks)
+    table = table or MediaTable(source / MEDIA)
     v = processor.vocabulary
     ids = np.fromfile(partial / "tokens.bin", np.uint32)
+    places = []
     for span in (v.image, v.audio):
         for begin, end in runs(ids, span.start, span.stop):
             digits = ids[begin : min(end, begin + DIGITS)].astype(np.int64) - span.start
             number = int((digits * len(span) ** np.arange(len(digits))).sum())
-            if len(codes[number]) != end - begin:
-                raise shards.ShardError(
-                    f"{source}: medium {number} has {len(codes[number])} codes, its place {end - begin}"
-                )
-            ids[begin:end] = codes[number] + span.start
+            places.append((number, begin, end, span.start))
+    wanted = sorted({number for number, *_ in places})
+    codes = encode(table, processor, workers, wanted, alter)
+    for number, begin, end, first in places:
+        if len(codes[number]) != end - begin:
+            raise shards.ShardError(
+                f"{source}: medium {number} has {len(codes[number])} codes, its place {end - begin}"
+            )
+        ids[begin:end] = codes[number] + first
     ids.tofile(partial / "tokens.bin")
     meta = json.loads((partial / "meta.json").read_text(encoding="utf-8"))
     meta |= shards.revisions(processor)
     (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
-    return len(table)
+    return len(wanted)
 
 
 def encode(
-    table: MediaTable, processor: Processor, workers: int = 8, at_once: int = 256
+    table: MediaTable,
+    processor: Processor,
+    workers: int = 8,
+    wanted: Sequence[int] | None = None,
+    alter: Alter | None = None,
+    at_once: int = 256,
 ) -> list[Codes]:
-    """The codes of every medium of a table, flat, by number."""
+    """The codes of the media of a table (of all, or of those `wanted`), altered first where asked for: flat, by
+    number, empty for the others."""
+    chosen = range(len(table)) if wanted is None else wanted
     found: list[Codes] = [np.zeros(0, np.int64)] * len(table)
     for picture in (True, False):
-        numbers = [i for i, kind in enumerate(table.kinds) if (kind in "pr") == picture]
+        numbers = [i for i in chosen if (table.kinds[i] in "pr") == picture]
         codec = processor.image_codec if picture else processor.audio_codec
         if not numbers or codec is None:
             continue
@@ -188,16 +213,16 @@ def encode(
             group.append((number, array))
             limit = at_once if picture else max(1, at_once * 16_000 // max(len(array), 1))
             if len(group) >= limit:
-                _encode_group(codec, group, device, found)
+                _encode_group(codec, group, device, found, alter)
                 group.clear()
         for group in waiting.values():
-            _encode_group(codec, group, device, found)
+            _encode_group(codec, group, device, found, alter)
     return found
 
 
 def _encode_group(
     codec: ImageCodec | AudioCodec, group: Sequence[tuple[int, NDArray[Any]]],
-    device: torch.device | None, found: list[Codes],
+    device: torch.device | None, found: list[Codes], alter: Alter | None,
 ) -> None:  # fmt: skip
     """Put the codes of (number, medium) of one shape into `found`."""
     if not group:
@@ -205,6 +230,8 @@ def _encode_group(
     x = torch.from_numpy(np.stack([array for _, array in group])).to(device)
     if x.dim() == 4:
         x = x.permute(0, 3, 1, 2).float() / 255.0
+    if alter is not None:
+        x = alter(x)
     with torch.inference_mode():
         made = codec.encode(x).flatten(1).cpu().numpy()
     for (number, _), row in zip(group, made, strict=True):

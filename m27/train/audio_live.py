@@ -23,12 +23,28 @@ from torch import Tensor, nn
 from m27.codec.audio import HOP, AudioCodec, at_codes
 from m27.codec.mel import acoustic_log_mel, pitch_salience
 from m27.codec.whisper_encoder import WhisperEncoder
+from m27.data.altered import FRAME, through
 from m27.train.audio_adversary import Adversary
-from m27.train.audio_codec import Row, adam, rate
+from m27.train.audio_codec import OWN_VOICE, Row, adam, rate
 from m27.train.audio_corpus import Batch, Clip, Corpus, fast_bf16, strips
 from m27.train.audio_decoder import DecoderTrainer, DecoderTraining
 from m27.train.audio_hearing import TEACHER, listen
 from m27.train.audio_losses import LossWeights, losses
+
+ON_THE_LINE = 0.12  # share of crops that are heard through a telephone
+# How much of a batch comes from each source: codes must tell what is heard, a decoder what is to be said and played.
+SHARES = {
+    OWN_VOICE: 0.22,
+    "speech": 0.16,
+    "spoken-orders": 0.09,
+    "spoken-words": 0.09,
+    "spoken-digits": 0.06,
+    "esc10": 0.12,
+    "instruments": 0.17,
+    "notes": 0.06,
+    "stamps": 0.02,
+    "sonic-pi": 0.01,
+}
 
 
 @dataclass(frozen=True)
@@ -90,11 +106,15 @@ class LiveCorpus(Corpus):
         self.teach, self.tap, self.bf16 = teacher, tap, bf16
 
     def batch(self, rng: np.random.Generator, size: int, codes: int, others: int = 0) -> Batch:
-        """As `Corpus.batch`, with crops that are louder or softer, duller or brighter than they were."""
+        """As `Corpus.batch`, with crops that are louder or softer, duller or brighter than they were, some of them
+        through a telephone."""
         where, spans, picked = self.draw(rng, size, codes, others)
         wave = self.wave[where].flatten(1).float() / 32_767
         tilt = np.where(rng.random(size) < 0.5, rng.uniform(-0.6, 0.6, size), 0.0)
         gain = 10 ** (rng.uniform(-9, 3, size) / 20)
+        line = torch.from_numpy(rng.random(size) < ON_THE_LINE).to(self.device)
+        level = torch.ones(1, FRAME // 2 + 1, device=self.device)
+        wave = torch.where(line[:, None], through(wave, level, line), wave)
         wave = altered(wave, *(torch.from_numpy(a).float().to(self.device) for a in (tilt, gain)))
         heard, taught = self._listen(wave, codes)
         with torch.no_grad():
