@@ -54,13 +54,13 @@ LOADS: dict[str, tuple[str, ...]] = {
 _CORPUS = ("--corpus", ".cache/lease/corpora", "--device", "cuda", "--threads", "4")
 JOBS: dict[str, tuple[str, ...]] = {
     "image": (
-        "recipes.image_codec", *_CORPUS, "--begin", "weights/m27-nano", "--minutes", "4.2", "--batch", "256",
+        "recipes.image_codec", *_CORPUS, "--begin", "weights/m27-nano", "--minutes", "3.8", "--batch", "256",
         "--lr", "1e-3", "--widths", "272", "136", "72", "40", "--perceptual", "0.4", "--recognised", "0.5",
         "--adversarial", "0.4", "--adversary-from", "0.5", "--critic-alone", "200",
     ),
     "audio": (
         "recipes.audio_live", *_CORPUS, "--begin", "weights/m27-nano/audio_codec.safetensors",
-        "--shape", "0", "--minutes", "4",
+        "--shape", "0", "--hearing", "1.5", "--minutes", "3.6",
     ),
     "voice": ("recipes.lease_day", "speech", "--work", ".", "--parts", "8"),
 }  # fmt: skip

@@ -117,3 +117,15 @@ def test_a_teacher_reads_as_it_was_written(tmp_path: Path) -> None:
     wanted = packing.unpack(packing.pack(teacher.state_dict()))
     for name, value in load_teacher(tmp_path / "t.safetensors", SMALL).state_dict().items():
         assert torch.equal(value, wanted[name]), name
+
+
+@pytest.mark.slow
+def test_a_step_in_bfloat16_is_near_one_in_float32(recipe: LiveTraining) -> None:
+    """What a GPU computes in: no operation meets two dtypes, and losses are those of float32 but for rounding."""
+    rows = []
+    for bf16 in (False, True):
+        one = trainer(replace(recipe, bf16=bf16))
+        rows.append([one.train_step()[0] for _ in range(3)][-1])
+    assert rows[0].keys() == rows[1].keys()
+    for name in ("spectrum", "hearing", "loss"):
+        assert float(rows[1][name]) == pytest.approx(float(rows[0][name]), rel=0.1), name
