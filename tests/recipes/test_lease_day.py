@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m27.data import templates
+from m27.data import registry, templates
+from m27.data.sources import sentences
 from m27.data.sources.speech import OWN
 from m27.language.processor import Processor
 from m27.train.audio_corpus import Clip
@@ -54,9 +56,10 @@ def test_a_load_is_whole_when_its_last_piece_has_come(
     assert sizes == {"a": [400, 400, 203]}
     there, work = tmp_path / "there", tmp_path / "work"
     there.mkdir()
-    for number in range(3):  # each call brings one piece
+    for number in range(3):  # each call brings one piece, and the folder of the last one is gone
         (tmp_path / "out" / f"a-{number}").rename(there / f"a-{number}")
         assert lease_day.unpack(there / f"a-{number}", work) == (number == 2)
+        shutil.rmtree(there / f"a-{number}")
     assert (work / "one" / "x").read_bytes() == bytes(range(250)) * 4
     assert (work / "two").read_bytes() == b"two"
     with pytest.raises(lease.LeaseError, match="no such load"):
@@ -130,4 +133,7 @@ def test_names_that_the_plan_types_are_there() -> None:
     for words in lease_day.LOADS.values():
         for path in words:
             assert path.startswith(".cache/") or (root / path).exists(), path
+    carried = {Path(path).name for words in lease_day.LOADS.values() for path in words}
+    wanted = ("libflite1", "libasound2", "espeakng-loader", *sentences.TEXTS)  # without network what speaks has these
+    assert {registry.pinned(name).folder for name in wanted} <= carried
     assert OWN.name == "kal16" and sys.version_info >= (3, 10)
