@@ -23,7 +23,10 @@ from m27.data import catalogue
 from m27.data.build import ShardError
 from m27.data.census import Row, by_task, census
 from m27.train import checkpoint
+from recipes.lease_day import FIRST_COPY
 from recipes.stages import STAGES, joint
+
+ALTERED = ", altered"
 
 # Sources whose documents are made of other sources' items.
 MADE = {
@@ -39,8 +42,17 @@ MADE = {
 }
 
 
+def source_of(folder: str) -> str:
+    """The source of a shard: parts (emoji-1) are the source's, altered copies (emoji-100) stand by themselves."""
+    name, _, number = folder.rpartition("-")
+    if not number.isdigit():
+        return folder
+    return name if int(number) < FIRST_COPY else name + ALTERED
+
+
 def licence(source: str) -> str:
     """A source's licence as its module says it; "–" where none does."""
+    source = source.removesuffix(ALTERED)
     if source in MADE:
         return MADE[source]
     module = catalogue.EVERY.get(source)
@@ -52,7 +64,8 @@ def by_source(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One record a source, its tasks summed, with its licence."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
-        sums = found.setdefault(row.source, defaultdict(int, source=row.source))
+        source = source_of(row.source)
+        sums = found.setdefault(source, defaultdict(int, source=source))
         for key in ("documents", "text", "image", "audio", "targets"):
             sums[key] += getattr(row, key)
     return [dict(sums) | {"licence": licence(name)} for name, sums in found.items()]

@@ -44,12 +44,12 @@ def chat(
     ] = "text,image,audio",
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy; default: 0.2 for text, 1 for the rest.")
+        float | None, typer.Option(help="0 is greedy; default: 0.2 for text, 1 for pictures, 0.6 for sounds.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 512,
     guidance: Annotated[
         float | None,
-        typer.Option(help="How closely media follow the words; 1 is off. Default: 2.5, vllm: 1."),
+        typer.Option(help="How closely media follow the words; 1 is off. Default: pictures 2.5, sounds 1.5; vllm: 1."),
     ] = None,
     letterbox: Annotated[
         bool, typer.Option(help="Show pictures whole, padded with white; else their middle square.")
@@ -80,8 +80,8 @@ def chat(
         raise InputError("--engine vllm and --url go together")
     if url and adapter is not None:
         raise InputError("--adapter is for the local engine; a vLLM server is started with its own")
-    if guidance is None:
-        guidance = 1.0 if url else 2.5
+    if guidance is None and url:
+        guidance = 1.0
     if prompt == "-":
         with standard_input() as stream:
             prompt = stream.read()

@@ -43,7 +43,8 @@ class Rows:
         if not self.guides:
             return logits[wanted][place]
         other, second = self.guides[number]
-        guidance = self.feed.work.answer.turn.request.guidance
+        answer = self.feed.work.answer
+        guidance = answer.turn.request.guided[answer.medium]
         return guide(logits[wanted][place], logits[other][second], guidance)
 
 

@@ -66,7 +66,7 @@ class NaiveEngine:
                 constraint=steered,
                 max_tokens=turn.max_tokens,
                 unconditional=turn.unconditional,
-                guidance=request.guidance,
+                guidance=request.guided,
             ):
                 if steered.scored is not None:
                     media.put(0, steered.scored)

@@ -68,7 +68,7 @@ class RemoteEngine:
         for name, wanted in (("schema", request.schema), ("logprobs", request.logprobs)):
             if wanted is not None:
                 raise RequestError(f"{name} is not to be had through vLLM")
-        if request.guidance != 1.0 and set(request.modalities) != {"text"}:
+        if any(request.guided[medium] != 1.0 for medium in request.modalities):
             raise RequestError("vLLM cannot guide pictures and sounds; ask with guidance 1")
         if self._max_len is None:
             self._max_len = self.replicas.max_len()

@@ -59,8 +59,11 @@ class Sampling:
 DEFAULTS: Mapping[str, Sampling] = {
     "text": Sampling(temperature=0.2, top_p=0.9, repetition_penalty=1.1),
     "image": Sampling(temperature=1.0, top_p=0.95),
-    "audio": Sampling(temperature=1.0, top_p=0.95),
+    "audio": Sampling(temperature=0.6, top_p=0.95),
 }
+# Of each medium, where a request does not say; words are never guided. Measured (docs/LOG.md, 2026-11-27): what is
+# said is understood best with less than what draws best.
+GUIDANCE: Mapping[str, float] = {"text": 1.0, "image": 2.5, "audio": 1.5}
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Request:
     an answer that has no plan, before its turn may end. `image_grid`: codes
     (rows, columns) of each picture, None for the model's choice; an audio code lasts 1/40 s.
     `temperature` … `repetition_penalty`: for every medium, where given; else `DEFAULTS` of each.
-    `guidance`: classifier-free guidance of picture and sound spans (Ho & Salimans 2022); 1 is off.
+    `guidance`: classifier-free guidance of picture and sound spans (Ho & Salimans 2022); 1 is off, None
+    what `GUIDANCE` has for each.
     `seed` None draws one.
     `n`: answers to the one prompt, each drawn anew; their events carry "index". `stop`: strings that
     end the answer and are not part of it. `logprobs`: for every id an event with its log probability
@@ -96,7 +100,7 @@ class Request:
     image_grid: tuple[int, int] | None = (8, 8)
     min_audio_codes: int = 1
     max_audio_codes: int = 400
-    guidance: float = 2.5
+    guidance: float | None = None
     seed: int | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -113,6 +117,7 @@ class Request:
     speculate: bool = False
     picture_window: int = 0
     sampling: Mapping[str, Sampling] = field(init=False, repr=False)
+    guided: Mapping[str, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.modalities or any(m not in MEDIA for m in self.modalities):
@@ -122,7 +127,7 @@ class Request:
             raise RequestError(f"the plan asks for {wrong[0]}, which modalities does not allow")
         if self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, not {self.max_tokens}")
-        if not 0.0 <= self.guidance <= 100.0:
+        if self.guidance is not None and not 0.0 <= self.guidance <= 100.0:
             raise RequestError(f"guidance must lie between 0 and 100, not {self.guidance:g}")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise RequestError(f"seed must lie between 0 and 2**63, not {self.seed}")
@@ -150,6 +155,9 @@ class Request:
         }
         resolved = {medium: replace(default, **given) for medium, default in DEFAULTS.items()}
         object.__setattr__(self, "sampling", resolved)
+        asked = self.guidance
+        guided = {m: g if asked is None or m == "text" else asked for m, g in GUIDANCE.items()}
+        object.__setattr__(self, "guided", guided)
 
 
 @dataclass(frozen=True)

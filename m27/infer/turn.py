@@ -95,8 +95,8 @@ def prepare(
             raise RequestError("this engine has nothing that keeps an answer to a JSON schema")
         rules = make_rules(request.schema)
     seed = secrets.randbits(32) if request.seed is None else request.seed
-    media = request.modalities != ("text",) and request.guidance != 1.0
-    unconditional = processor.unconditional() if media else []
+    guided = any(request.guided[medium] != 1.0 for medium in request.modalities)
+    unconditional = processor.unconditional() if guided else []
     turn = Turn(request, prompt, grammar, max_tokens, seed, unconditional, rules)
     turn.stops()  # raises where one cannot be looked for
     return turn
@@ -173,7 +173,7 @@ class Answer:
 
     def draw(self, row: int, other: int) -> Draw:
         """What `choose` would do, for a runner that draws; see `Sampler.draw`."""
-        guidance = self.turn.request.guidance
+        guidance = self.turn.request.guided[self.medium]
         return self.sampler.draw(self.spans, self.medium, self.redirects, row, other, guidance)
 
     def choose(self, logits_K: Floats) -> int:

@@ -8,7 +8,7 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -65,16 +65,16 @@ def generate(
     constraint: Constraint | None = None,
     max_tokens: int = 256,
     unconditional: Sequence[int] | None = None,
-    guidance: float = 1.0,
+    guidance: float | Mapping[str, float] = 1.0,
     stop_ids: Collection[int] = (),
 ) -> Iterator[int]:
     """Continue the prompt `ids`, yielding each new id as it is chosen, a stop id included.
 
     `choose(logits_V float32, ids so far)` returns the next id. With a `constraint` the logits
     outside its allowed ranges are minus infinity, and, where its medium is not text and `guidance`
-    is not 1, they are guided by a second branch with its own cache: it has read the prompt
-    `unconditional` and the current span from its opening id on, so that earlier text keeps its
-    whole effect. Ends after a stop id, when the constraint is done, or after `max_tokens`.
+    (for all media, or by medium) is not 1, they are guided by a second branch with its own cache:
+    it has read the prompt `unconditional` and the current span from its opening id on, so that
+    earlier text keeps its whole effect. Ends after a stop id, when the constraint is done, or after `max_tokens`.
 
     Raises `ValueError` for an empty prompt, or an id that the constraint does not allow.
     """
@@ -82,7 +82,10 @@ def generate(
         raise ValueError("the prompt is empty")
     tokens = list(ids)
     main = _Branch(model, tokens)
-    guided = guidance != 1.0 and unconditional and constraint is not None
+    if not isinstance(guidance, Mapping):
+        guidance = {"image": guidance, "audio": guidance}
+    on = any(guidance[medium] != 1.0 for medium in ("image", "audio"))
+    guided = on and unconditional and constraint is not None
     second = _Branch(model, unconditional) if guided and unconditional else None
     span_open = False
     for _ in range(max_tokens):
@@ -94,7 +97,7 @@ def generate(
             if second is not None and in_span:
                 if not span_open:
                     second.restart(tokens[-1])
-                logits_V = guide(logits_V, second.logits_V, guidance)
+                logits_V = guide(logits_V, second.logits_V, guidance[constraint.medium()])
             span_open = in_span
             allowed = constraint.allowed()
             logits_V = mask_logits(logits_V, allowed)

@@ -54,7 +54,7 @@ def requests(count: int, seed: int = 1, adapters: Sequence[str | None] = (None,)
                 max_text=rng.choice((5, None)),
                 max_audio_codes=rng.choice((3, 12)),
                 image_grid=(2, 2) if plan else rng.choice(((2, 3), (4, 4), None)),
-                guidance=rng.choice((1.0, 2.5, 4.0)),
+                guidance=rng.choice((1.0, None, 4.0)),
                 temperature=rng.choice((None, 0.0, 1.0)),
                 top_p=rng.choice((None, 0.7)),
                 top_k=rng.choice((None, None, 9)),

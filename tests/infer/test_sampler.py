@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from m27.infer.request import DEFAULTS, Request, RequestError, Sampling
+from m27.infer.request import DEFAULTS, GUIDANCE, Request, RequestError, Sampling
 from m27.infer.sampler import (
     Floats,
     Sampler,
@@ -203,6 +203,11 @@ def test_log_probabilities_are_those_of_the_softmax() -> None:
     assert found["logprob"] == pytest.approx(2 - total)
     assert [id for id, _ in found["top"]] == [7, 8]
     assert log_probabilities(floats(1.0, 3.0), ((4, 6),), 4, 0)["top"] == []
+
+
+def test_guidance_is_each_medium_s_own_unless_it_is_given() -> None:
+    assert Request([]).guided == GUIDANCE and GUIDANCE["text"] == 1.0
+    assert Request([], guidance=3.0).guided == {"text": 1.0, "image": 3.0, "audio": 3.0}
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_equals_decoding_without_a_cache(model):
     assert list(generate(model, PROMPT, choose=greedy, max_tokens=12)) == want[len(PROMPT) :]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [1.0, 3.0, {"image": 3.0, "audio": 1.0}])
 def test_constraint_and_guidance_equal_their_definition(tiny, guidance):
     grammar, want, span = Pictures(), list(PROMPT), 0
     seen = []
@@ -61,7 +61,8 @@ def test_constraint_and_guidance_equal_their_definition(tiny, guidance):
             if grammar.step % 8 == 3:
                 span = len(want) - 1
             without = whole(tiny, NOTHING + want[span:])
-            logits = without + guidance * (logits - without)
+            factor = guidance["image"] if isinstance(guidance, dict) else guidance
+            logits = without + factor * (logits - without)
         allowed = [i for a, b in grammar.allowed() for i in range(a, b)]
         seen.append(logits[allowed])
         want.append(max(allowed, key=lambda i: float(logits[i])))

@@ -34,3 +34,9 @@ def test_no_shards_are_said_in_one_line(tmp_path, capsys):
 
 def test_every_source_has_a_licence():
     assert [name for name in [*catalogue.EVERY, "replay"] if census.licence(name) == "–"] == []
+
+
+def test_parts_and_altered_copies_are_told_apart() -> None:
+    found = [census.source_of(name) for name in ("emoji", "more_speech-3", "emoji-100", "esc-50x")]
+    assert found == ["emoji", "more_speech", "emoji, altered", "esc-50x"]
+    assert census.licence("emoji, altered") == census.licence("emoji") != "–"
