@@ -30,7 +30,7 @@ from recipes.ledger import Ledger, Record, ReleaseError, device_name, on_gpu
 
 # Of every medium, and as many tokens of each.
 CALIBRATED = ("texts", "openclipart", "emoji", "easy_vqa", "spoken_words", "instruments", "speech")
-# How the shipped decoders were trained, beyond the defaults of their recipes.
+# How decoders are trained on CPU cores, beyond the defaults of their recipes (docs/LOG.md, 2026-11-27).
 SHARPER = (
     "--batch", "16", "--lr", "8e-4", "--codec-warmup", "60", "--perceptual", "0.4", "--recognised", "0.5",
     "--adversarial", "0.4", "--adversary-from", "0.3",
