@@ -64,7 +64,8 @@ STOPS = (
         "A story with pictures",
         "story",
         "The little elephant",
-        options={"plan": ("text", "image") * 3, "max_text": 48, "temperature": 0.7},
+        # Pictures of one story become alike with the guidance of single drawings (docs/LOG.md, 2026-11-27).
+        options={"plan": ("text", "image") * 3, "max_text": 48, "guidance": 1.5},
     ),
     Stop("What a sound is", "name_sound", sample="sound.wav", right="helicopter", options=SHORT),
     Stop("An instrument", "name_instrument", sample="note.wav", right="trumpet", options=SHORT),
