@@ -75,7 +75,7 @@ def documents() -> list[dict[str, Any]]:
     made = []
     for i in range(9):
         picture = {"type": "image", "image": rng.integers(0, 255, (128, 128, 3), dtype=np.uint8)}
-        sound = {"type": "audio", "audio": tone(0.2 + 0.1 * i, 300 + 40 * i)}
+        sound = {"type": "audio", "audio": tone(0.21 + 0.1 * i, 300 + 40 * i)}
         made.append((picture, sound))
 
     def turn(user: list[Any], answer: list[Any]) -> list[dict[str, Any]]:
