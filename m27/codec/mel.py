@@ -37,6 +37,7 @@ def _mel_to_hz(mel: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # whoever asks first may not want gradients
 def mel_filters(n_mels: int, n_fft: int, rate: int = RATE) -> Tensor:
     """Triangular filters ``[n_mels, n_fft // 2 + 1]`` of equal area, 0 Hz to ``rate / 2``.
 
@@ -53,6 +54,7 @@ def mel_filters(n_mels: int, n_fft: int, rate: int = RATE) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # whoever asks first may not want gradients
 def hann(size: int) -> Tensor:
     """Periodic Hann window ``[size]``. The result is shared: do not write to it."""
     return torch.hann_window(size)
@@ -86,6 +88,7 @@ def acoustic_log_mel(wave_BT: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # whoever asks first may not want gradients
 def _lag_table() -> Tensor:
     """Power spectrum → normalised autocorrelation ``[769, 129]``: one column a pitch bin, the
     last for lag 0.

@@ -44,12 +44,14 @@ class Frames:
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # whoever asks first may not want gradients
 def noise_table() -> Tensor:
     """The fixed unit noise ``[65536]`` that every decode reads, by absolute sample number."""
     return torch.randn(_NOISE, generator=torch.Generator().manual_seed(27))
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(False)  # whoever asks first may not want gradients
 def _spread(bands: int) -> Tensor:
     """Linear interpolation ``[bands, K]`` from mel-spaced envelope bands to spectrum bins."""
     filters = mel_filters(bands, 16 * N_FFT)  # fine enough that no triangle is empty

@@ -208,10 +208,11 @@ def encode(
             continue
         device = next(codec.parameters()).device if isinstance(codec, torch.nn.Module) else None
         waiting: dict[tuple[int, ...], list[tuple[int, NDArray[Any]]]] = {}
-        for number, array in zip(numbers, table.read(numbers, workers), strict=True):
+        for number, stored in zip(numbers, table.read(numbers, workers), strict=True):
+            array: NDArray[Any] = stored
             if not picture:
                 # Filled up to whole codes, as the codec would: fewer lengths, so fewer and larger batches.
-                array = np.pad(array, (0, -len(array) % HOP))
+                array = np.pad(stored, (0, -len(stored) % HOP))
             group = waiting.setdefault(array.shape, [])
             group.append((number, array))
             limit = at_once if picture else max(1, at_once * 16_000 // max(len(array), 1))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from m27.codec import mel, source_filter
 from m27.codec.mel import (
     acoustic_log_mel,
     hold,
@@ -166,3 +167,19 @@ def test_whisper_encoder_taps_its_blocks() -> None:
     first, last = encoder(mel, taps=(1,))
     assert first.shape == last.shape == (1, 30, 32)
     assert torch.allclose(encoder.blocks[1](first), last, atol=1e-6)
+
+
+def test_shared_tables_can_be_trained_with_whoever_made_them() -> None:
+    """They are made once a process, maybe while something is only heard; a loss through them comes later."""
+    made = (mel.mel_filters, mel.hann, mel._lag_table, source_filter.noise_table, source_filter._spread)
+    for table in made:
+        table.cache_clear()
+    with torch.inference_mode():
+        wave = torch.randn(1, 4_000)
+        mel.whisper_log_mel(wave), mel.acoustic_log_mel(wave), mel.pitch_salience(wave)
+        source_filter.noise_table(), source_filter._spread(24)
+    assert not source_filter.noise_table().is_inference() and not source_filter._spread(24).is_inference()
+    given = torch.randn(1, 4_000, requires_grad=True)
+    heard = mel.whisper_log_mel(given).sum() + mel.acoustic_log_mel(given).sum()
+    (heard + mel.pitch_salience(given).sum()).backward()
+    assert given.grad is not None
