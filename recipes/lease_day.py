@@ -201,22 +201,30 @@ def _speech_part(given: tuple[str, int, int, float]) -> str:
     return template_shards.build(recipe, name, processor, packed=False, part=part)
 
 
-def fill(work: Path, device: str, workers: int, copies: bool = True, processes: int = 1) -> int:
+def fill(work: Path, device: str, workers: int, processes: int = 1) -> int:
     """Put the codes of the codecs in the model's folder into every template, and into the altered copies of
-    `ALTERED` unless not wanted; how many media were encoded. So many processes share the device. A source that
-    fails is said and left out: it must not cost the others their day."""
+    `ALTERED`; how many media were encoded. So many processes share the device. A source that fails is said and
+    left out: it must not cost the others their day."""
     root = work / ".cache" / "lease" / "templates"
     found = [f for f in root.glob("[a-z]*") if (f / "media" / "media.json").is_file()]
     found.sort(key=lambda f: -(f / "media" / "media.bin").stat().st_size)
-    calls = [(str(work), f.name, device, max(1, workers // processes), copies) for f in found]
+    calls = [(str(work), f.name, device, max(1, workers // processes)) for f in found]
     if processes == 1:
         return sum(map(_fill_or_say, calls))
     os.environ.update(ONE_THREAD)  # for the processes to come
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), _use_threads, (max(1, workers // processes),)
+    ) as pool:
         return sum(pool.map(_fill_or_say, calls))
 
 
-def _fill_or_say(given: tuple[str, str, str, int, bool]) -> int:
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _fill_or_say(given: tuple[str, str, str, int]) -> int:
     try:
         return _fill_source(given)
     except Exception as error:
@@ -241,19 +249,18 @@ def _processor(folder: str, device: str) -> Any:
     return processor
 
 
-def _fill_source(given: tuple[str, str, str, int, bool]) -> int:
+def _fill_source(given: tuple[str, str, str, int]) -> int:
     import torch
 
     from m27.data import altered, templates
     from m27.data.media_table import MediaTable
 
-    work, name, device, workers, copies = given
-    torch.set_num_threads(max(1, workers))
+    work, name, device, workers = given
     processor = _processor(str(Path(work) / "weights" / "m27-nano"), device)
     template = Path(work) / ".cache" / "lease" / "templates" / name
     target = Path(work) / ".cache" / "shards" / "whole" / name
     told = json.loads((template / "meta.json").read_text(encoding="utf-8"))["tasks"]
-    times = ALTERED.get(name, 0) if copies and set(told) & set(TOLD) else 0
+    times = ALTERED.get(name, 0) if set(told) & set(TOLD) else 0
     table = MediaTable(template / templates.MEDIA, keep=times > 0)
     count = templates.fill(template, processor, target, workers, table=table)
     for copy in range(times):

@@ -156,19 +156,19 @@ def keep_tasks(folder: str | Path, wanted: Collection[str]) -> None:
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     starts, tasks = np.load(folder / "index.npy"), np.load(folder / "tasks.npy")
     names = [name for name in meta["tasks"] if name in wanted]
-    kept = np.flatnonzero(np.isin(tasks, [meta["tasks"].index(name) for name in names]))
-    if not len(kept):
+    numbers = [meta["tasks"].index(name) for name in names]  # ascending
+    kept = np.isin(tasks, numbers)
+    if not kept.any():
         raise ShardError(f"{folder.name}: no document of {', '.join(wanted)}")
     lengths = np.diff(starts)
-    inside = np.repeat(np.isin(np.arange(len(tasks)), kept), lengths)
+    inside = np.repeat(kept, lengths)
     for name, kind in (("tokens.bin", np.uint32), ("loss.bin", np.uint8), ("branches.bin", np.uint8)):
         if (folder / name).is_file():
             np.fromfile(folder / name, kind)[inside].tofile(folder / name)
     starts = np.concatenate([[0], lengths[kept].cumsum()]).astype(np.int64)
-    numbers = {meta["tasks"].index(name): new for new, name in enumerate(names)}
     np.save(folder / "index.npy", starts)
-    np.save(folder / "tasks.npy", np.asarray([numbers[int(t)] for t in tasks[kept]], np.uint16))
-    meta |= {"tasks": names, "documents": len(kept), "tokens": int(starts[-1])}
+    np.save(folder / "tasks.npy", np.searchsorted(numbers, tasks[kept]).astype(np.uint16))
+    meta |= {"tasks": names, "documents": int(kept.sum()), "tokens": int(starts[-1])}
     for key in ("tokens_by_task", "targets_by_task"):
         meta[key] = {name: meta[key][name] for name in names}
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")

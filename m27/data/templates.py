@@ -173,7 +173,7 @@ def fill(
             number = int((digits * len(span) ** np.arange(len(digits))).sum())
             places.append((number, begin, end, span.start))
     wanted = sorted({number for number, *_ in places})
-    codes = encode(table, processor, workers, wanted, alter)
+    codes = encode(table, wanted, processor, workers, alter)
     for number, begin, end, first in places:
         if len(codes[number]) != end - begin:
             raise shards.ShardError(
@@ -191,18 +191,17 @@ def fill(
 
 def encode(
     table: MediaTable,
+    wanted: Sequence[int],
     processor: Processor,
     workers: int = 8,
-    wanted: Sequence[int] | None = None,
     alter: Alter | None = None,
     at_once: int = 256,
 ) -> list[Codes]:
-    """The codes of the media of a table (of all, or of those `wanted`), altered first where asked for: flat, by
-    number, empty for the others."""
-    chosen = range(len(table)) if wanted is None else wanted
+    """The codes of the media `wanted` of a table, altered first where asked for: flat, by number, empty for the
+    others."""
     found: list[Codes] = [np.zeros(0, np.int64)] * len(table)
     for picture in (True, False):
-        numbers = [i for i in chosen if (table.kinds[i] in "pr") == picture]
+        numbers = [i for i in wanted if (table.kinds[i] in "pr") == picture]
         codec = processor.image_codec if picture else processor.audio_codec
         if not numbers or codec is None:
             continue

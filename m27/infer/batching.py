@@ -43,8 +43,7 @@ class Rows:
         if not self.guides:
             return logits[wanted][place]
         other, second = self.guides[number]
-        answer = self.feed.work.answer
-        guidance = answer.turn.request.guided[answer.medium]
+        guidance = self.feed.work.answer.guidance
         return guide(logits[wanted][place], logits[other][second], guidance)
 
 

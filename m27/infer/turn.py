@@ -167,14 +167,18 @@ class Answer:
         return not asks and self.sampler.settings[self.medium].greedy
 
     @property
+    def guidance(self) -> float:
+        """How much the next id is guided, where a second sequence guides it."""
+        return self.turn.request.guided[self.medium]
+
+    @property
     def drawable(self) -> bool:
         """Whether a runner may draw in the place of `choose`: the logits are asked for by nobody else."""
         return self.mask_K is None and self._logprobs is None
 
     def draw(self, row: int, other: int) -> Draw:
         """What `choose` would do, for a runner that draws; see `Sampler.draw`."""
-        guidance = self.turn.request.guided[self.medium]
-        return self.sampler.draw(self.spans, self.medium, self.redirects, row, other, guidance)
+        return self.sampler.draw(self.spans, self.medium, self.redirects, row, other, self.guidance)
 
     def choose(self, logits_K: Floats) -> int:
         """The next id, given the logits of the ids of `spans` (which may be changed); `take` it."""
