@@ -1,12 +1,14 @@
 """A training step of a mixture of experts against a dense one of equal active parameters.
 
-    python -m benchmarks.moe [--device cuda] [--dtype bfloat16] [--tokens 1024] [--size 1b7] [--out FILE]
+    python -m benchmarks.moe [--device cuda] [--dtype bfloat16] [--tokens 1024] [--size 1b7] [--compile] [--out FILE]
 
 Both are Qwen3 bodies of nano's width, or of that of `--size`; the mixture has 8 experts of half the MLP's width, two a
 token, so as many inner units are active. Forward, backward and AdamW, on the same ids, interleaved, medians;
-the vocabulary is short, so that the head hides nothing. The bar: at most 1.5 times the dense step on a
+the vocabulary is short, so that the head hides nothing. With `--compile` blocks of both are compiled as
+`m27 train` compiles them: whole ones on a GPU. The bar: at most 1.5 times the dense step on a
 CPU, 1.15 times on a GPU. Also told: the same without AdamW (which passes over all experts, whoever was
-chosen), the experts alone through the plain loop, and how far loop and grouped path lie apart.
+chosen), the experts alone through the plain loop (never compiled: whom it waits for depends on the choices), and how
+far loop and grouped path lie apart.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from m27.model.decoder import Decoder
 from m27.model.moe import Experts, MoE
 from m27.model.upcycle import Upcycling
 from m27.train.routing import Balancer, RouterConfig
+from m27.train.whole import compile_blocks
 
 BARS = {"cpu": 1.5, "cuda": 1.15}
 # Processor time is that of all threads of this process: for one thread on a machine that others use.
@@ -45,7 +48,9 @@ def shapes(layers: int, size: str = "nano") -> dict[str, Config]:
 class Contender:
     """One model with its optimiser, and its step."""
 
-    def __init__(self, config: Config, ids_BT: Tensor, dtype: torch.dtype, experts: str) -> None:
+    def __init__(
+        self, config: Config, ids_BT: Tensor, dtype: torch.dtype, experts: str, compile: bool = False
+    ) -> None:
         torch.manual_seed(0)
         self.ids_BT, self.dtype = ids_BT, dtype
         self.decoder = Decoder(config).to(ids_BT.device)
@@ -53,6 +58,8 @@ class Contender:
             for module in self.decoder.modules():
                 if isinstance(module, Experts):
                     module.forward = module.loop  # type: ignore[method-assign]
+        elif compile:
+            compile_blocks(self.decoder)
         self.adamw = torch.optim.AdamW(self.decoder.parameters(), lr=1e-4, fused=True)
         self.balancer = Balancer(self.decoder, RouterConfig())
 
@@ -65,10 +72,10 @@ class Contender:
         ):
             h_BTD = self.decoder.hidden(self.decoder.embed(self.ids_BT), routing=routing)
             loss = h_BTD.float().square().mean()
-        for extra in self.balancer.losses(routing).values():
+        picked = self.balancer.picks(routing)
+        for extra in self.balancer.losses(routing, picked=picked).values():
             loss = loss + extra
-        if routing:
-            self.balancer.observe(routing)
+        self.balancer.observe(routing, picked=picked)
         loss.backward()
 
     def step(self) -> None:
@@ -107,15 +114,16 @@ def apart(decoder: Decoder, ids_BT: Tensor) -> float:
 
 
 def measure(
-    device: str, dtype: torch.dtype, tokens: int, layers: int, rounds: int, clock: str = "wall", size: str = "nano"
-) -> dict[str, Any]:
+    device: str, dtype: torch.dtype, tokens: int, layers: int, rounds: int, clock: str = "wall", size: str = "nano",
+    compile: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """All figures, in milliseconds, and the ratios of medians."""
     generator = torch.Generator().manual_seed(1)
     ids_BT = torch.randint(0, 1024, (max(tokens // 512, 1), min(tokens, 512)), generator=generator)
     ids_BT = ids_BT.to(device)
     config = shapes(layers, size)
-    dense = Contender(config["dense"], ids_BT, dtype, "grouped")
-    moe = Contender(config["moe"], ids_BT, dtype, "grouped")
+    dense = Contender(config["dense"], ids_BT, dtype, "grouped", compile)
+    moe = Contender(config["moe"], ids_BT, dtype, "grouped", compile)
     loop = Contender(config["moe"], ids_BT, dtype, "loop")
     seconds = race(
         {
@@ -131,6 +139,7 @@ def measure(
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch."),
         "size": size, "tokens": ids_BT.numel(), "layers": layers, "rounds": rounds, "clock": clock,
+        "compiled": compile,
         "milliseconds": {name: round(value, 2) for name, value in medians.items()},
         "ratio": round(ratio, 3), "bar": BARS[device], "met": ratio <= BARS[device],
         "ratio without AdamW": round(
@@ -152,11 +161,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     runtime.set_threads(args.threads)
     found = measure(
-        args.device, getattr(torch, args.dtype), args.tokens, args.layers, args.rounds, args.clock, args.size
+        args.device, getattr(torch, args.dtype), args.tokens, args.layers, args.rounds, args.clock, args.size,
+        args.compile,
     )
     text = json.dumps(found, indent=2)
     print(text)

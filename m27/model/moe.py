@@ -57,19 +57,10 @@ class Experts(nn.Module):
         """The same with tokens sorted by expert, so that each expert reads one slice; [M, D].
 
         Rows move by permutations alone, forwards and backwards: nothing is added up in an order that
-        differs from call to call.
+        differs from call to call. Under autocast they move in the products' dtype: half of the bytes.
         """
-        top_k = chosen_Mk.shape[1]
-        flat = chosen_Mk.flatten()
-        order = flat.argsort(stable=True)
-        home = torch.empty_like(order)
-        home[order] = torch.arange(len(order), device=order.device)
-        # Not `bincount`, for whose length the host waits on a GPU.
-        counts_E = flat.new_zeros(len(self.gate_up_proj)).index_add_(0, flat, torch.ones_like(flat))
-        x_sorted = spread(x_MD, order, home, top_k)
-        y_sorted = self.sorted(x_sorted, counts_E)
-        y_MkD = permute(y_sorted, home, order).unflatten(0, (-1, top_k))
-        return (y_MkD * weights_Mk[..., None]).sum(1).to(x_MD.dtype)
+        x_sorted, counts_E, order, home = sort(x_MD, chosen_Mk, len(self.gate_up_proj))
+        return combine(self.sorted(x_sorted, counts_E), weights_Mk, order, home).to(x_MD.dtype)
 
     def sorted(self, x_ND: Tensor, counts_E: Tensor) -> Tensor:
         """Rows `x` [N, D] of which the first `counts[0]` go through expert 0, and so on; [N, D].
@@ -108,45 +99,66 @@ def _has_grouped(x_ND: Tensor, down_EDF: Tensor) -> bool:
     return aligned and (on_cpu or (x_ND.is_cuda and narrow))
 
 
-class _Permute(torch.autograd.Function):
-    """Rows in the order of `index`; the gradient's rows in that of `back`, its inverse."""
+def sort(x_MD: Tensor, chosen_Mk: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows of `x` for the experts that they chose, each expert's in one slice.
 
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, index: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(back)
-        return x_ND.index_select(0, index)
+    Out: each of the M rows once for each of its k choices, in order of the experts [M*k, D], in the dtype of
+    products; how many there are for each of the `experts` [E]; that order of the choices and its inverse [M*k].
+    """
+    flat_N = chosen_Mk.flatten()
+    order_N = flat_N.argsort(stable=True)
+    home_N = torch.empty_like(order_N)
+    home_N[order_N] = torch.arange(len(order_N), device=order_N.device)
+    # Not `bincount`, for whose length the host waits on a GPU.
+    counts_E = flat_N.new_zeros(experts).index_add_(0, flat_N, torch.ones_like(flat_N))
+    if torch.is_autocast_enabled(x_MD.device.type):
+        x_MD = x_MD.to(torch.get_autocast_dtype(x_MD.device.type))
+    x_ND: Tensor = _Spread.apply(x_MD, order_N, home_N, chosen_Mk.shape[1])
+    return x_ND, counts_E, order_N, home_N
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
-        (back,) = ctx.saved_tensors
-        return grads[0].index_select(0, back), None, None
+
+def combine(y_ND: Tensor, weights_Mk: Tensor, order_N: Tensor, home_N: Tensor) -> Tensor:
+    """Each token's sum of what its k experts made of it, by `weights`; [M, D], in the wider of both dtypes.
+
+    `y` are the rows that `sort` gave, gone through the experts; `order` and `home` as it gave them.
+    """
+    out: Tensor = _Combine.apply(y_ND, weights_Mk, order_N, home_N)
+    return out
 
 
 class _Spread(torch.autograd.Function):
     """Each of M rows k times, in the order of `order`; the gradient adds the k copies of a row up."""
 
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, order: Tensor, home: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(home)
+    def forward(ctx: Any, x_MD: Tensor, order_N: Tensor, home_N: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(home_N)
         ctx.top_k = top_k
-        return x_MD.index_select(0, order // top_k)
+        return x_MD.index_select(0, order_N // top_k)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
-        (home,) = ctx.saved_tensors
-        return grads[0].index_select(0, home).unflatten(0, (-1, ctx.top_k)).sum(1), None, None, None
+        (home_N,) = ctx.saved_tensors
+        return grads[0].index_select(0, home_N).unflatten(0, (-1, ctx.top_k)).sum(1), None, None, None
 
 
-def permute(x_ND: Tensor, index: Tensor, back: Tensor) -> Tensor:
-    """Rows of `x` in the order of `index` [N], a permutation whose inverse is `back`."""
-    out: Tensor = _Permute.apply(x_ND, index, back)
-    return out
+class _Combine(torch.autograd.Function):
+    """`combine`; gradients go back in the dtype of the products, sums over the width in float32 at least."""
 
+    @staticmethod
+    def forward(ctx: Any, y_ND: Tensor, weights_Mk: Tensor, order_N: Tensor, home_N: Tensor) -> Tensor:
+        ctx.save_for_backward(y_ND, weights_Mk, order_N, home_N)
+        y_MkD = y_ND.index_select(0, home_N).unflatten(0, (-1, weights_Mk.shape[1]))
+        return (y_MkD * weights_Mk[..., None]).sum(1)
 
-def spread(x_MD: Tensor, order: Tensor, home: Tensor, top_k: int) -> Tensor:
-    """Each row of `x` once for each of its k choices, choices in the order of `order` [M*k]; [M*k, D]."""
-    out: Tensor = _Spread.apply(x_MD, order, home, top_k)
-    return out
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None, None]:
+        y_ND, weights_Mk, order_N, home_N = ctx.saved_tensors
+        top_k = weights_Mk.shape[1]
+        g_ND = grads[0].to(y_ND.dtype).index_select(0, order_N // top_k)
+        share_N = weights_Mk.flatten().index_select(0, order_N)
+        dots_N = (g_ND * y_ND).sum(-1, dtype=torch.promote_types(weights_Mk.dtype, torch.float32))
+        g_weights = dots_N.index_select(0, home_N).view_as(weights_Mk).to(weights_Mk.dtype)
+        return g_ND * share_N.to(y_ND.dtype)[:, None], g_weights, None, None
 
 
 def choose(logits_ME: Tensor, top_k: int, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from m27.model.moe import Experts
+from m27.model.moe import Experts, combine, sort
 
 
 class _Exchange(torch.autograd.Function):
@@ -58,25 +58,18 @@ class SpreadExperts(Experts):
 
     def forward(self, x_MD: Tensor, chosen_Mk: Tensor, weights_Mk: Tensor) -> Tensor:
         """As `Experts.forward`, with the chosen ones numbered over all ranks; [M, D]."""
-        here, device = len(self.gate_up_proj), x_MD.device.type
-        chosen = chosen_Mk.flatten()
-        order = chosen.argsort(stable=True)
-        home = torch.empty_like(order)
-        home[order] = torch.arange(len(order), device=order.device)
-        ours_WE = torch.bincount(chosen, minlength=here * self.ranks).view(self.ranks, here)
+        here = len(self.gate_up_proj)
+        x_sorted, counts_E, order, home = sort(x_MD, chosen_Mk, here * self.ranks)
+        ours_WE = counts_E.view(self.ranks, here)
         theirs_WE = torch.empty_like(ours_WE)
         dist.all_to_all_single(theirs_WE, ours_WE, group=self.group)
         sent, received = ours_WE.sum(1).tolist(), theirs_WE.sum(1).tolist()
-        x_sorted = x_MD[order // chosen_Mk.shape[1]]
-        if torch.is_autocast_enabled(device):  # as the products will have it: half of the bytes
-            x_sorted = x_sorted.to(torch.get_autocast_dtype(device))
         x_ND = _Exchange.apply(x_sorted, sent, received, self.group)
         expert_N = torch.arange(here, device=x_ND.device).repeat(self.ranks)
         expert_N = expert_N.repeat_interleave(theirs_WE.flatten())
         y_ND = self._through(x_ND, expert_N)
         y_sorted = _Exchange.apply(y_ND, received, sent, self.group)
-        y_MkD = y_sorted[home].unflatten(0, (-1, chosen_Mk.shape[1]))
-        return (y_MkD * weights_Mk[..., None]).sum(1).to(x_MD.dtype)
+        return combine(y_sorted, weights_Mk, order, home).to(x_MD.dtype)
 
     def _through(self, x_ND: Tensor, expert_N: Tensor) -> Tensor:
         """Each row through the expert of ours that it came for."""

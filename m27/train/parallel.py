@@ -194,13 +194,15 @@ class Parallel:
     @torch.no_grad()
     def clip(self, parameters: Mapping[str, nn.Parameter], limit: float) -> Tensor:
         """Bound the norm of the whole gradient, all ranks' parts together, and return what it was."""
-        if not self._cut:
-            return nn.utils.clip_grad_norm_(parameters.values(), limit)
         held = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        squares = [g.float().square().sum() / self._places[name].copies for name, g in held.items()]
-        norm = self.sums(torch.stack(squares).sum()).sqrt()
-        for grad in held.values():
-            grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        if not self._cut:
+            norm = nn.utils.get_total_norm(held.values())
+        else:
+            squares = [g.float().square().sum() / self._places[name].copies for name, g in held.items()]
+            norm = self.sums(torch.stack(squares).sum()).sqrt()
+        if norm <= limit:  # the same on all ranks; gradients need not be gone through once more
+            return norm
+        torch._foreach_mul_(list(held.values()), limit / (norm + 1e-6))
         return norm
 
     # Numbers and snapshots

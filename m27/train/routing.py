@@ -62,23 +62,41 @@ def balancing_loss(
     top_k: int,
     keep_M: Tensor | None = None,
     bias_LE: Tensor | None = None,
+    picked: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """How unevenly the experts are used, as a scalar: 1 when even, E/k when k experts take all.
 
     For each layer E/k times the sum over experts of (share of tokens that chose it) times (its mean
     router probability); the mean over layers. `routing` holds router logits [M, E] of each layer;
-    `keep_M` (boolean) leaves padding out; `bias_LE` is the selection bias under which was chosen.
-    Source: Switch Transformer, eq. 4, with the choices counted over k experts.
+    `keep_M` (boolean) leaves padding out; `bias_LE` is the selection bias under which was chosen, unless
+    `picked` has what was. Source: Switch Transformer, eq. 4, with the choices counted over k experts.
     """
     total = routing[0].new_zeros((), dtype=torch.float32)
-    for layer, logits_ME in enumerate(routing):
-        experts, bias_E = logits_ME.shape[1], None if bias_LE is None else bias_LE[layer]
-        chosen_Mk = choose(logits_ME.detach(), top_k, bias_E)[1]
+    if picked is None:
+        picked = picks(routing, top_k, bias_LE)
+    for logits_ME, picked_ME in zip(routing, picked, strict=True):
+        experts = logits_ME.shape[1]
         keep, count = _kept(keep_M, logits_ME)
-        share_E = (F.one_hot(chosen_Mk, experts).sum(1) * keep).sum(0) / count
+        share_E = (picked_ME * keep).sum(0) / count
         chance_E = (logits_ME.float().softmax(-1) * keep).sum(0) / count
         total = total + experts / top_k * (share_E * chance_E).sum()
     return total / len(routing)
+
+
+@torch.no_grad()
+def picks(routing: Sequence[Tensor], top_k: int, bias_LE: Tensor | None = None) -> list[Tensor]:
+    """Who was chosen, for each layer's router logits [M, E]: int64 [M, E], 1 where a token chose an expert.
+
+    All layers at once: where experts are few, what a choice costs a GPU is the call.
+    """
+    if not routing:
+        return []
+    logits_LME = torch.stack([logits_ME.detach().float() for logits_ME in routing])
+    if bias_LE is not None:
+        logits_LME += bias_LE[: len(routing), None]
+    chosen_LMk = logits_LME.topk(top_k, dim=-1).indices
+    found_LME = torch.zeros_like(logits_LME, dtype=torch.int64).scatter_(-1, chosen_LMk, 1)
+    return list(found_LME.unbind(0))
 
 
 def _kept(keep_M: Tensor | None, logits_ME: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,6 +126,7 @@ def router_losses(
     keep_M: Tensor | None = None,
     bias_LE: Tensor | None = None,
     strength: float = 1.0,
+    picked: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The router's weighted losses by name ("balance", "z"), to be added to the loss of a micro-batch.
 
@@ -119,7 +138,7 @@ def router_losses(
         return out
     weight = config.balance_decay + (config.balance - config.balance_decay) * strength
     if weight > 0:
-        out["balance"] = weight * balancing_loss(routing, top_k, keep_M, bias_LE)
+        out["balance"] = weight * balancing_loss(routing, top_k, keep_M, bias_LE, picked)
     if config.z > 0:
         out["z"] = config.z * z_loss(routing, keep_M)
     return out
@@ -211,13 +230,21 @@ class Balancer:
         ids_M = batch.ids_BT.flatten()
         keep_M = (batch.documents_BT.flatten() >= 0).to(ids_M.device)
         media_M = token_media(ids_M, self.vocabulary) if self.vocabulary else None
-        self.observe(routing, keep_M, media_M)
-        return sum(self.losses(routing, keep_M).values(), torch.zeros((), device=ids_M.device))
+        picked = self.picks(routing)
+        self.observe(routing, keep_M, media_M, picked)
+        losses = self.losses(routing, keep_M, picked)
+        return sum(losses.values(), torch.zeros((), device=ids_M.device))
 
-    def losses(self, routing: Sequence[Tensor], keep_M: Tensor | None = None) -> dict[str, Tensor]:
-        """`router_losses` under the present bias and strength."""
+    def picks(self, routing: Sequence[Tensor]) -> list[Tensor]:
+        """Who was chosen, by layer, as `picks` gives it, under the bias that is applied."""
+        return picks(routing, self.top_k, self.applied_LE if self.config.bias_step > 0 else None)
+
+    def losses(
+        self, routing: Sequence[Tensor], keep_M: Tensor | None = None, picked: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """`router_losses` under the present bias and strength; `picked` where it is known already."""
         bias_LE = self.applied_LE if self.config.bias_step > 0 else None
-        return router_losses(routing, self.config, self.top_k, keep_M, bias_LE, self.strength)
+        return router_losses(routing, self.config, self.top_k, keep_M, bias_LE, self.strength, picked)
 
     @torch.no_grad()
     def observe(
@@ -225,19 +252,18 @@ class Balancer:
         routing: Sequence[Tensor],
         keep_M: Tensor | None = None,
         media_M: Tensor | None = None,
+        picked: Sequence[Tensor] | None = None,
     ) -> None:
         """Count the choices that a micro-batch's router logits make; `media_M` indexes `MEDIA` (text by
         default), `keep_M` (boolean) leaves padding out. Never waits for the device."""
-        for layer, logits_ME in enumerate(routing):
-            tokens, experts = logits_ME.shape
-            chosen_Mk = choose(logits_ME, self.top_k, self.layers[layer].bias_E)[1]
-            chosen_ME = F.one_hot(chosen_Mk, experts).sum(1)
+        for layer, picked_ME in enumerate(self.picks(routing) if picked is None else picked):
             if keep_M is not None:
-                chosen_ME = chosen_ME * keep_M[:, None]
+                picked_ME = picked_ME * keep_M[:, None]
             if media_M is None:
-                media_M = torch.zeros(tokens, dtype=torch.int64, device=logits_ME.device)
+                self._fresh[layer, :, MEDIA.index("text")] += picked_ME.sum(0)
+                continue
             by_medium = torch.zeros_like(self._fresh[layer]).t().contiguous()
-            self._fresh[layer] += by_medium.index_add_(0, media_M, chosen_ME).t()
+            self._fresh[layer] += by_medium.index_add_(0, media_M, picked_ME).t()
 
     @torch.no_grad()
     def update(self, strength: float = 1.0) -> None:

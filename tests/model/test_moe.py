@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from m27.model.moe import Experts, MoE, choose
+from m27.model.moe import Experts, MoE, choose, combine, sort
 from tests.model.conftest import FAMILIES, random_decoder
 
 CONFIG = FAMILIES["qwen3_moe"]
@@ -100,6 +100,58 @@ def test_under_autocast_products_are_narrow_and_the_sum_is_not_lost(experts):
     for a, b in zip(found, want, strict=True):
         assert a.dtype == torch.float32
         assert (a - b).norm() < 0.02 * b.norm()
+
+
+def test_what_a_sort_spreads_is_combined_again():
+    x, chosen = torch.randn(9, 4, dtype=torch.float64), torch.randint(0, 3, (9, 2))
+    rows, counts, order, home = sort(x, chosen, 5)
+    assert counts.tolist() == [int((chosen == e).sum()) for e in range(5)]
+    assert torch.equal(chosen.flatten()[order], chosen.flatten().sort(stable=True).values)
+    torch.testing.assert_close(rows, x[order // 2])
+    weights = torch.rand(9, 2, dtype=torch.float64)
+    torch.testing.assert_close(combine(rows, weights, order, home), x * weights.sum(1, keepdim=True))
+
+
+def test_gradients_of_sort_and_combine_are_those_of_differences():
+    chosen = torch.tensor([[0, 2], [2, 1], [0, 1]])
+    scale = torch.linspace(0.5, 2, 6, dtype=torch.float64)[:, None]
+
+    def through(x, weights):
+        rows, _, order, home = sort(x, chosen, 3)
+        return combine(rows * scale, weights, order, home)
+
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(through, (x, weights))
+
+
+def test_under_autocast_only_narrow_rows_move(experts):
+    x = torch.randn(64, CONFIG.dim, requires_grad=True)
+    chosen = torch.rand(64, CONFIG.n_experts).topk(2).indices
+    with torch.autocast("cpu", torch.bfloat16):
+        rows, *_ = sort(x, chosen, CONFIG.n_experts)
+    assert rows.dtype == torch.bfloat16
+    rows.float().sum().backward()
+    assert torch.equal(x.grad, torch.full_like(x, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # the compiler has its own
+def test_a_layer_compiles_into_one_piece_as_a_gpu_wants_it():
+    torch.manual_seed(0)
+    layer = MoE(CONFIG)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x = torch.randn(2, 32, CONFIG.dim)
+    found = []
+    for way in (layer, torch.compile(layer, fullgraph=True)):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = way(x)
+        (y.float() * torch.linspace(-1, 1, CONFIG.dim)).sum().backward()
+        found.append([y.detach(), *(p.grad.clone() for p in layer.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() < 0.02 * a.norm()
 
 
 def test_router_takes_the_likeliest_and_normalises():

@@ -105,3 +105,15 @@ def test_adapters_are_not_cut(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingError, match="rows=free"):
         Parallel(ParallelConfig(shard=2), torch.device("cpu"), whole=False)
+
+
+@pytest.mark.parametrize("length", [0.5, 3.0])
+def test_a_gradient_is_shortened_where_it_is_too_long_and_not_gone_through_otherwise(length):
+    one, other = (torch.nn.Parameter(torch.zeros(6)) for _ in range(2))
+    one.grad = torch.arange(6.0) * length / torch.arange(6.0).norm()
+    before, version = one.grad.clone(), one.grad._version
+    found = Parallel(ParallelConfig(), torch.device("cpu"), True).clip({"one": one, "no gradient": other}, 1.0)
+    assert float(found) == pytest.approx(length)
+    torch.testing.assert_close(one.grad, before / max(length, 1.0))
+    assert (one.grad._version == version) == (length <= 1)
+    assert other.grad is None

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from m27.data.mixture import Corpus
 from m27.model.checkpoint import load, save
 from m27.model.config import SIZES
 from m27.model.decoder import Decoder
+from m27.model.moe import choose
 from m27.train.loop import Trainer
 from m27.train.optim import OptimConfig
 from m27.train.routing import (
@@ -20,6 +22,7 @@ from m27.train.routing import (
     RouterConfig,
     balancing_loss,
     export_change,
+    picks,
     router_losses,
     strength,
     token_media,
@@ -69,6 +72,19 @@ def test_balancing_loss_counts_the_choice_that_was_made_under_the_bias():
     away = torch.zeros(1, 8)
     away[0, 0] = -50.0
     assert balancing_loss([logits], 1, bias_LE=away) < 0.1 < 5 < balancing_loss([logits], 1)
+
+
+def test_picks_are_the_choices_of_each_layer():
+    routing = [torch.randn(20, 8) for _ in range(3)]
+    bias = torch.randn(3, 8)
+    found = picks(routing, 2, bias)
+    for layer, logits in enumerate(routing):
+        chosen = choose(logits, 2, bias[layer])[1]
+        assert torch.equal(found[layer], F.one_hot(chosen, 8).sum(1))
+    torch.testing.assert_close(
+        balancing_loss(routing, 2, bias_LE=bias), balancing_loss(routing, 2, picked=found)
+    )
+    assert picks([], 2) == []
 
 
 def test_z_loss_is_the_mean_square_of_the_log_sum_exp():
