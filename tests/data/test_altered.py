@@ -43,7 +43,7 @@ def test_flat_gains_leave_a_sound_as_it_was() -> None:
 
 @pytest.mark.parametrize(("hertz", "kept"), [(100, False), (1_000, True), (6_000, False)])
 def test_a_telephone_carries_its_band_alone(hertz: int, kept: bool) -> None:
-    wave = torch.sin(torch.arange(16_000) * 2 * torch.pi * hertz / altered.RATE)[None]
+    wave = torch.sin(torch.arange(16_000) * 2 * torch.pi * hertz / altered.SAMPLE_RATE)[None]
     flat = altered.curve(torch.zeros(1, altered.POINTS))
     out = altered.through(wave, flat, torch.ones(1, dtype=torch.bool))
     power = float(out[:, 2_000:-2_000].square().mean() / wave[:, 2_000:-2_000].square().mean())
