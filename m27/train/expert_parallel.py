@@ -56,6 +56,7 @@ class SpreadExperts(Experts):
             own = whole.detach().chunk(self.ranks)[rank].clone()
             self.register_parameter(name, nn.Parameter(own, requires_grad=whole.requires_grad))
 
+    @torch.compiler.disable  # how many rows come and go is known when they do
     def forward(self, x_MD: Tensor, chosen_Mk: Tensor, weights_Mk: Tensor) -> Tensor:
         """As `Experts.forward`, with the chosen ones numbered over all ranks; [M, D]."""
         here = len(self.gate_up_proj)

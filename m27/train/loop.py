@@ -84,7 +84,7 @@ class Trainer:
         lora = replace(config.lora, targets=()) if full else config.lora
         self.decoder, self.adapters = decoder, Adapters(decoder, lora, config.seed)
         self.parallel = Parallel(config.parallel, self.device, config.rows == "free")
-        self._way: Pass | None = self.parallel.whole_pass(decoder, rows)
+        self._way: Pass | None = self.parallel.whole_pass(decoder, rows, config.compile)
         body = dict(self.adapters.parameters())
         if full:
             free = config.rows == "free"  # else text rows stay: the table of all rows is built from them

@@ -107,12 +107,12 @@ class Parallel:
 
     # Weights
 
-    def whole_pass(self, decoder: Decoder, rows: Rows) -> WholePass | None:
+    def whole_pass(self, decoder: Decoder, rows: Rows, compile: bool = False) -> WholePass | None:
         """The pass over `decoder` with its weights cut over the ranks, in place; None where they stay whole."""
         if self._sharding is None or not isinstance(rows, FreeRows):
             return None
         decoder.requires_grad_(True)
-        way = WholePass(decoder, rows)
+        way = WholePass(decoder, rows, compile, cut=True)
         self._sharding.spread(way.whole)
         return way
 

@@ -93,28 +93,42 @@ class Whole(nn.Module):
         return torch.autocast(device, self.dtype)
 
 
-def compile_blocks(decoder: Decoder) -> None:
+def compile_blocks(decoder: Decoder, cut: bool = False) -> None:
     """Have the compiler make each block one: on a GPU all of it, on a CPU its norms and its MLP, since there
-    attention goes document by document, and no two rows are alike."""
-    on_gpu = decoder.output_weight.device.type == "cuda"
+    attention goes document by document, and no two rows are alike.
+
+    Weights that will be `cut` over ranks are gathered when a block is called, and given up after it: there the
+    forward is compiled and not the call, so that this stays around it.
+    """
     for block in decoder.model.layers:
-        for part in (block,) if on_gpu else block.modules():
-            if on_gpu or isinstance(part, MLP | RMSNorm):
-                part.compile()
+        if not compiles_whole(decoder):
+            for part in block.modules():
+                if isinstance(part, MLP | RMSNorm):
+                    part.compile()
+        elif cut:
+            block.forward = torch.compile(block.forward)
+        else:
+            block.compile()
+
+
+def compiles_whole(decoder: Decoder) -> bool:
+    """Whether the compiler gets whole blocks."""
+    return decoder.output_weight.device.type == "cuda"
 
 
 class WholePass:
     """`Whole`, forward and backward; gradients gather where autograd leaves them.
 
     With experts, `balancer` (once it is set) counts who was chosen, and its losses are added: of each
-    micro-batch by its share of the step's weight, so that they are means over the step.
+    micro-batch by its share of the step's weight, so that they are means over the step. `cut` says that the
+    weights will be cut over ranks.
     """
 
-    def __init__(self, decoder: Decoder, rows: FreeRows, compile: bool = False) -> None:
+    def __init__(self, decoder: Decoder, rows: FreeRows, compile: bool = False, cut: bool = False) -> None:
         self.whole = Whole(decoder, rows.dtype)
         self.balancer: Balancer | None = None
         if compile and can_compile():
-            compile_blocks(decoder)
+            compile_blocks(decoder, cut)
 
     def prepare(self, batch: Batch) -> None:
         """Nothing is planned ahead."""

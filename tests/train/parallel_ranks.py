@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from m27.data.mixture import Corpus
 from m27.model.config import SIZES
 from m27.model.moe import Experts
-from m27.train import parallel
+from m27.train import parallel, whole
 from m27.train.expert_parallel import SpreadExperts
 from m27.train.loop import Trainer
 from m27.train.rows import FreeRows
@@ -60,8 +60,11 @@ def train(run: Path, shape: dict[str, Any] | None = None, **changes: Any) -> Non
     """Train as `changes` say; the leading rank writes what came out beside the run.
 
     `only` is what the second of two ranks has in its rows, "words" or no target at all ("nothing"); rank 1
-    dies before step `kill` of the first try.
+    dies before step `kill` of the first try. `blocks`: they are compiled whole, as on a GPU.
     """
+    if changes.pop("blocks", False):
+        whole.compiles_whole = lambda decoder: True  # type: ignore[assignment]
+        changes["compile"] = True
     until, kill, only = changes.pop("until", None), changes.pop("kill", None), changes.pop("only", "")
     made = trainer(run, config(**changes), shape or {})
     if only:
@@ -106,24 +109,24 @@ def experts(run: Path) -> None:
     group = torch.distributed.group.WORLD
     rank = torch.distributed.get_rank()
     torch.manual_seed(0)
-    whole = Experts(dataclasses.replace(SIZES["tiny"], **MOE))
-    for parameter in whole.parameters():
+    together = Experts(dataclasses.replace(SIZES["tiny"], **MOE))
+    for parameter in together.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x_MD, weights_Mk = torch.randn(10, SIZES["tiny"].dim), torch.rand(10, 2)
     mixed_Mk = torch.stack([torch.randperm(4)[:2] for _ in range(10)])
     own = [slice(0, 10), slice(10, 10)][rank]
     for chosen_Mk in (mixed_Mk, torch.tensor([[0, 1]]).expand(10, 2)):
-        spread = SpreadExperts(whole, group)
-        whole.zero_grad()
+        spread = SpreadExperts(together, group)
+        together.zero_grad()
         x_all, x_own = x_MD.clone().requires_grad_(), x_MD[own].clone().requires_grad_()
-        expected = whole(x_all, chosen_Mk, weights_Mk)
+        expected = together(x_all, chosen_Mk, weights_Mk)
         expected.square().sum().backward()
         found = spread(x_own, chosen_Mk[own], weights_Mk[own])
         found.square().sum().backward()
         torch.testing.assert_close(found, expected[own])
         torch.testing.assert_close(x_own.grad, x_all.grad[own])
         for name, part in spread.named_parameters():
-            gradient = dict(whole.named_parameters())[name].grad.chunk(2)[rank]
+            gradient = dict(together.named_parameters())[name].grad.chunk(2)[rank]
             torch.testing.assert_close(part.grad, gradient)
 
 

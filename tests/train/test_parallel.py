@@ -77,6 +77,20 @@ def test_two_ranks_train_as_one(folder, one, other):
     same(folder, one, other, *((2e-2, 1e-2) if loose else ()))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "job"),
+    [("cut", {}), ("again", {"recompute": True}), ("dealt", {**MOE, "expert": 2}), ("bfloat16", {"dtype": "bfloat16"})],
+)
+def test_compiled_blocks_train_cut_as_they_do_whole(tmp_path, monkeypatch, name, job):
+    monkeypatch.setenv("M27_TEST_SECONDS", "600")  # the compiler takes most of a minute, more beside others
+    fixtures.corpus(tmp_path / "shards")
+    ranks.start(2, tmp_path, [(name, {**job, "blocks": True})])
+    ranks.train(tmp_path / "one", **{**job, "expert": 1})
+    loose = name == "bfloat16"
+    same(tmp_path, "one", name, *((2e-2, 1e-2) if loose else ()))
+
+
 @pytest.mark.parametrize("name", ["moe", "moe-dealt", "moe-cut-and-dealt"])
 def test_a_snapshot_of_any_ranks_becomes_a_stock_checkpoint(folder, tmp_path, name):
     assert checkpoint.export(folder / name, tmp_path, torch.float32) == 20
