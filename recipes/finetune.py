@@ -61,9 +61,8 @@ class FinetuneConfig:
     """What is asked for; see `m27 finetune --help` and docs/finetune.md.
 
     `lr` None takes the method's usual, `max_tokens` None 2,048 or what the base can read; of `epochs`,
-    `steps` and `minutes` the last two go first. `val` is a share or a file; `altered` how many copies of a record
-    there are, with what it shows or plays somewhat otherwise; an epoch is as many records as were given, altered or
-    not. `answers` and `samples` are how many held-out records are answered, in words and with media.
+    `steps` and `minutes` the last two go first. `val` is a share or a file; `answers` and `samples` how many
+    held-out records are answered, in words and with media.
     """
 
     data: tuple[str, ...]
@@ -80,7 +79,6 @@ class FinetuneConfig:
     val: str = "0.1"
     seed: int = 0
     skip_bad: bool = False
-    altered: int = 0
     kind: str = "auto"
     direction: str = "both"
     prompt: str = ""
@@ -91,13 +89,12 @@ class FinetuneConfig:
     compile: bool = True
 
 
-def recipe(config: FinetuneConfig, corpus: Corpus, own: int | None = None) -> TrainConfig:
+def recipe(config: FinetuneConfig, corpus: Corpus) -> TrainConfig:
     """The run: rows as long as the longest record wants, some hundred steps where the data give them.
 
-    Few records make small steps, down to a thousand tokens: so that there are steps to learn in. The first `own`
-    documents are the user's records as they are, all of them by default: they are what an epoch is long.
+    Few records make small steps, down to a thousand tokens: so that there are steps to learn in.
     """
-    tokens = int(corpus.lengths[:own].sum())
+    tokens = int(corpus.lengths.sum())
     row = max(1024, 128 * math.ceil(int(corpus.lengths.max()) / 128))
     least, most = STEP_TOKENS
     wanted = min(max(tokens * config.epochs / 150, least), most)
@@ -137,13 +134,13 @@ def run(config: FinetuneConfig, say: Say = print) -> dict[str, Any] | None:
     processor = Processor.load(base)
     given = Given(
         [Path(name) for name in config.data], config.kind, config.direction, config.prompt, config.val,
-        config.seed, max_tokens, config.skip_bad, runtime.set_threads(config.threads), config.altered,
+        config.seed, max_tokens, config.skip_bad, runtime.set_threads(config.threads),
     )  # fmt: skip
     prepared = finetune_data.prepare(given, processor, base, out / "data")
     for note in prepared.notes:
         say(note)
     _same(out, {**_plain(config), "data hash": prepared.digest})
-    settings = recipe(config, prepared.train, prepared.own)
+    settings = recipe(config, prepared.train)
     say(_described(config, settings, prepared))
     device, dtype = prepare_machine(settings)
     decoder, rows = _open(settings, base, device, dtype)
@@ -197,9 +194,8 @@ def _told(
         "method": config.method,
         "data": {
             "files": [Path(name).name for name in config.data], "hash": prepared.digest,
-            "records": prepared.own, "altered": len(prepared.train) - prepared.own,
-            "held_out": len(prepared.held_out), "skipped": prepared.skipped,
-            "tokens": int(prepared.train.lengths[: prepared.own].sum()),
+            "records": len(prepared.train), "held_out": len(prepared.held_out),
+            "skipped": prepared.skipped, "tokens": int(prepared.train.lengths.sum()),
         },
         "training": {
             "steps": result.step, "tokens": result.tokens, "seconds": round(result.seconds, 1),
@@ -263,10 +259,8 @@ def _described(config: FinetuneConfig, settings: TrainConfig, prepared: Prepared
     data = settings.data
     length = f"{settings.steps} steps" if settings.steps is not None else f"{settings.minutes:g} minutes"
     left = f", {prepared.skipped} left out" if prepared.skipped else ""
-    altered = len(prepared.train) - prepared.own
-    more = f" and {altered} altered copies" if altered else ""
     return (
-        f"{prepared.own} records ({int(prepared.train.lengths[: prepared.own].sum()):,} tokens){more} to train on, "
+        f"{len(prepared.train)} records ({int(prepared.train.lengths.sum()):,} tokens) to train on, "
         f"{len(prepared.held_out)} held out{left}; {length} of {data.row * data.accumulate:,} tokens"
     )
 

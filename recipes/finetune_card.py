@@ -34,12 +34,11 @@ def card(results: dict[str, Any]) -> str:
     """The model card."""
     data, training, settings = results["data"], results["training"], results["settings"]
     held = results["held_out"]
-    altered = f" and {data['altered']:,} altered copies of them" if data.get("altered") else ""
     lines = [
         f"# {Path(settings['out']).name}: {results['base']}, fine-tuned", "",
         f"Trained: {_HOW[results['method']]}. Base: {results['base']} ({results['base_revision']}).",
-        (f"Data: {', '.join(data['files'])}; {data['records']:,} records ({data['tokens']:,} tokens)"
-        f"{altered} to train on, {data['held_out']:,} held out, {data['skipped']:,} left out; "
+        (f"Data: {', '.join(data['files'])}; {data['records']:,} records ({data['tokens']:,} tokens) "
+        f"to train on, {data['held_out']:,} held out, {data['skipped']:,} left out; "
         f"hash {data['hash']}."),
         (f"Length: {training['steps']:,} steps, {training['tokens']:,} tokens, "
         f"{training['seconds'] / 60:.1f} minutes."),

@@ -15,7 +15,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from m27.data import importers
 from m27.data.build import ShardError, build, is_current
 from m27.data.check import BadRecordsError, Report, usable
 from m27.data.coded import CodeCache, Coder
-from m27.data.copies import can_be_altered, copies
 from m27.data.mixture import Corpus
 from m27.data.regression import NAME, unpack
 from m27.data.sources.base import Document
@@ -52,16 +50,13 @@ class Given:
     max_tokens: int = 2048
     skip_bad: bool = False
     threads: int = 1  # pictures and sounds are coded by as many workers
-    altered: int = 0  # copies of a record with what it shows or plays somewhat otherwise
 
 
 @dataclass
 class Prepared:
-    """What there is to train on; `digest` tells it from other data. Of `train` the first `own` documents are the
-    user's as they are, the others altered copies of them."""
+    """What there is to train on; `digest` tells it from other data."""
 
     train: Corpus
-    own: int
     held_out: Corpus
     regression: Corpus | None
     held_documents: list[Document]
@@ -84,37 +79,31 @@ def prepare(given: Given, processor: Processor, base: Path, folder: Path) -> Pre
         if not held:
             raise InputError("all records show the same thing, so none can be held out; give --val FILE")
     given_digest = digest(train, held)
-    more = given.altered * sum(map(can_be_altered, train))
-    if given.altered and not more:
-        raise InputError("--altered: no record shows or plays something and answers in words")
-    made_of = [given_digest, given.altered]
     shards: list[Corpus] = []
     coder = Coder(processor, CodeCache(cache_folder() / "codes"), given.threads)
     noted = folder / "source.json"
-    same = noted.is_file() and json.loads(noted.read_text(encoding="utf-8")) == made_of
-    for name, side, extra in (("train", train, more), ("held-out", held, 0)):
+    same = noted.is_file() and json.loads(noted.read_text(encoding="utf-8")) == given_digest
+    for name, side in (("train", train), ("held-out", held)):
         if same and is_current(folder / name, processor):  # of a run that was stopped
             shards.append(Corpus([folder / name]))
             continue
         try:
-            every = chain(side, copies(side, given.altered, given.seed) if extra else ())
             meta = build(
-                ({**document, "task": TASK} for document in every), processor, folder / name,
-                max_tokens=given.max_tokens, total=len(side) + extra, label=f"tokens ({name})",
+                ({**document, "task": TASK} for document in side), processor, folder / name,
+                max_tokens=given.max_tokens, total=len(side), label=f"tokens ({name})",
                 coder=coder,
             )  # fmt: skip
         except ShardError as error:
             raise InputError(str(error)) from None
-        lost = ("empty",) if extra else ("long", "empty")  # a copy that is played slower may be too long
-        if left := [*meta["reasons"], *(f"{meta[k]} {k}" for k in lost if meta[k])]:
+        if left := [*meta["reasons"], *(f"{meta[k]} {k}" for k in ("long", "empty") if meta[k])]:
             raise InputError(f"what was good before is no longer: {'; '.join(left)}")
         shards.append(Corpus([folder / name]))
     lines = [json.dumps({"id": document["id"]}, ensure_ascii=False) for document in held]
     write_atomic(folder / "held-out.jsonl", ("\n".join(lines) + "\n").encode())
-    write_atomic(noted, json.dumps(made_of).encode())
+    write_atomic(noted, json.dumps(given_digest).encode())
     regression, notes = _regression(base, folder / "regression", processor)
     train_shard, held_shard = shards
-    return Prepared(train_shard, len(train), held_shard, regression, held, given_digest, skipped, notes)
+    return Prepared(train_shard, held_shard, regression, held, given_digest, skipped, notes)
 
 
 def read(

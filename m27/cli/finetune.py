@@ -46,10 +46,6 @@ def finetune(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad records out instead of stopping.")
     ] = False,
-    altered: Annotated[
-        int,
-        typer.Option(help="Copies of records that answer in words, with other light, place, tone, pace or noise."),
-    ] = 0,
     kind: Annotated[
         str, typer.Option(help="messages, llava, images or sounds; default: found by looking.")
     ] = "auto",
@@ -79,8 +75,6 @@ def finetune(
     for name, value in numbers:
         if value is not None and not value > 0:
             raise InputError(f"--{name} {value:g}: must be above 0")
-    if altered < 0:
-        raise InputError(f"--altered {altered}: must not be below 0")
     for path in data:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
@@ -94,7 +88,7 @@ def finetune(
         method="full" if full else "qlora" if qlora else "lora", rank=rank,
         alpha=2.0 * rank if alpha is None else alpha, lr=lr, epochs=epochs, steps=steps,
         minutes=minutes, max_tokens=max_tokens, val=val, seed=seed, skip_bad=skip_bad,
-        altered=altered, kind=kind, direction=direction,
+        kind=kind, direction=direction,
         prompt=prompt, answers=answers, samples=samples, device=device, threads=threads,
         compile=compile,
     )  # fmt: skip

@@ -181,28 +181,6 @@ def test_bad_records_stop_it_and_can_be_skipped(run, base: Path, tmp_path: Path)
     assert "6 left out" in skipped.err
 
 
-def test_altered_copies_are_learned_from_and_an_epoch_stays_as_long(run, base: Path, tmp_path: Path) -> None:
-    data, held_out = (write_records(tmp_path / name, n) for name, n in (("data", 12), ("held", 6)))
-    arguments = ("finetune", data, "--base", base, "--rank", "4", "--epochs", "1", "--val", held_out,
-                 "--samples", "0", *QUICK)  # fmt: skip
-    told = {}
-    for name, more in (("plain", ()), ("altered", ("--altered", "3"))):
-        done = run(*arguments, "--out", name, *more)
-        assert done.status == 0, done.err
-        told[name] = json.loads((tmp_path / name / "results.json").read_text())
-    assert (told["altered"]["data"]["records"], told["altered"]["data"]["altered"]) == (12, 4 * 3)
-    for key in ("hash", "records", "tokens", "held_out"):
-        assert told["altered"]["data"][key] == told["plain"]["data"][key]
-    assert told["altered"]["training"]["steps"] == told["plain"]["training"]["steps"]
-    assert "and 12 altered copies" in (tmp_path / "altered" / "README.md").read_text()
-    # What is only drawn or played to the user has none.
-    drawn = tmp_path / "data" / "drawn.jsonl"
-    drawn.write_text("".join(line + "\n" for line in data.read_text().splitlines() if '"draw' in line))
-    none = run("finetune", drawn, "--base", base, "--out", "none", "--altered", "1", *QUICK)
-    assert none.status == 2
-    assert none.err.splitlines()[-1].endswith("--altered: no record shows or plays something and answers in words")
-
-
 def test_wrong_arguments_are_told_in_a_line(run, model: Path, tmp_path: Path) -> None:
     data = write_records(tmp_path / "data", 2)
     for arguments, words in (
@@ -215,7 +193,6 @@ def test_wrong_arguments_are_told_in_a_line(run, model: Path, tmp_path: Path) ->
         ((data, "--val", "none.jsonl"), "neither a share nor a file"),
         ((data, "--direction", "up"), "direction 'up'"),
         ((data, "--max-tokens", "9999"), "--max-tokens 9999"),
-        ((data, "--altered", "-1"), "--altered -1"),
     ):
         done = run("finetune", *arguments, "--out", "mine")
         assert done.status == 2, (arguments, done.err)
