@@ -2,7 +2,7 @@
 
     python -m examples.finetune.orders
     m27 finetune out/orders/train --direction transcribe --prompt "What is ordered?" \
-        --val out/orders/test --epochs 2 --lr 1e-3 --answers 120 --out out/finetune/orders
+        --val out/orders/test --full --lr 1.5e-4 --epochs 3 --answers 120 --out out/finetune/orders
     python -m examples.finetune.orders --measure out/finetune/orders
 
 The recordings are the speech-to-intent benchmark of Picovoice (Apache-2.0), 499 to train on and 120 held out.

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from m27.codec import media
-from m27.data import check, importers
+from m27.data import importers
 from m27.data.sources.base import Item
 
-SKETCHES, ORDERS, CATALOGUE = (
+PICTOGRAMS, ORDERS, CATALOGUE = (
     importlib.import_module(f"examples.finetune.{name}")
-    for name in ("sketches", "orders", "catalogue")
+    for name in ("pictograms", "orders", "catalogue")
 )
 
 
@@ -23,24 +23,32 @@ def png(value: int) -> bytes:
     return media.png_bytes(rgb)
 
 
-def test_sketches_are_a_folder_of_captioned_pictures(tmp_path: Path, monkeypatch) -> None:
-    def items():
-        for number in range(25):
-            meta = {"split": "test" if number % 5 == 0 else "train"}
-            yield Item(f"quickdraw/apple/{number:03d}", "", "apple", png(number), meta=meta)
-        yield Item("quickdraw/axe/000", "", "axe", png(3), meta={"split": "train"})
+DRAWING = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><path d="M4 4h{}v20H4z"/></svg>'
 
-    monkeypatch.setattr(SKETCHES.quickdraw, "items", items)
-    monkeypatch.setattr(SKETCHES, "EACH", 12)
-    SKETCHES.make(tmp_path)
-    documents = list(
-        importers.open(tmp_path / "train", direction="draw", prompt=SKETCHES.PROMPT)
-    )
-    assert len(documents) == 12
-    asked, drawn = documents[0]["messages"]
-    assert asked["content"][0]["text"] == "Draw a sketch of an apple."
-    assert media.read_image(drawn["content"][0]["path"]).shape == (128, 128, 3)
-    assert not check.check(importers.open(tmp_path / "test", direction="draw", prompt=SKETCHES.PROMPT)).problems
+
+def test_pictograms_are_a_folder_of_captioned_pictures(tmp_path: Path, monkeypatch) -> None:
+    icons = tmp_path / "package/package/icons/high-contrast"
+    icons.mkdir(parents=True)
+    known = {}
+    names = ("red apple", "bus", "airplane", "smiling face", "person-default")
+    for number, name in enumerate(names):
+        label, group = name.removesuffix("-default"), "smileys-emotion" if "face" in name else "objects"
+        known[str(number)] = {"label": label, "name": label, "group": group}
+        (icons / f"{name.replace(' ', '-')}.svg").write_text(DRAWING.format(10 + number))
+    (icons / "nobody-knows.svg").write_text(DRAWING.format(3))
+    monkeypatch.setattr(PICTOGRAMS.registry, "fetch", lambda name: tmp_path / "package")
+    monkeypatch.setattr(PICTOGRAMS.emoji, "names", lambda: known)
+    sides = {"red apple": "train", "bus": "test", "person": "dropped", "airplane": "train"}
+    monkeypatch.setattr(PICTOGRAMS, "split", lambda item: sides[item.text])
+    PICTOGRAMS.make(tmp_path / "out")
+    for side, captions in (("train", ["a red apple"]), ("test", ["a bus"])):  # airplane is new: drawn, never trained on
+        documents = list(importers.open(tmp_path / "out" / side, direction="draw", prompt=PICTOGRAMS.PROMPT))
+        asked = [d["messages"][0]["content"][0]["text"] for d in documents]
+        assert asked == [f"Draw a pictogram of {text}." for text in captions]
+        rgb = media.read_image(documents[0]["messages"][1]["content"][0]["path"])
+        assert rgb.shape == (128, 128, 3)
+        assert (rgb[0, 0] == 255).all() and (rgb[40, 30] == 0).all()
+    assert not set(PICTOGRAMS.THINGS) & set(PICTOGRAMS.NEW)
 
 
 def test_orders_are_a_folder_of_recordings_with_texts(tmp_path: Path, monkeypatch) -> None:
@@ -97,31 +105,31 @@ def test_aisles(kind: str, aisle: str) -> None:
     assert CATALOGUE.entry(Item("k", "n", kind, meta={"name": "n"}))["aisle"] == aisle
 
 
-def test_a_sketch_and_a_coloured_drawing_are_told_apart(monkeypatch) -> None:
+class Darkness:
+    """Stands for the vision network: where a picture is dark."""
+
+    def features(self, pictures):
+        import torch
+
+        return torch.tensor(np.stack([255.0 - media.fit_image(rgb, 16, 16).mean(2).ravel() for rgb in pictures]))
+
+
+def test_a_pictogram_and_a_coloured_drawing_are_told_apart() -> None:
     rng = np.random.default_rng(0)
 
-    def lines(thing: int) -> np.ndarray:
+    def bars(thing: int) -> np.ndarray:
         rgb = np.full((128, 128, 3), 255, np.uint8)
-        at = 6 * thing + int(rng.integers(0, 3))
-        rgb[at : at + 4] = 0
+        rgb[10 + 12 * thing : 22 + 12 * thing] = 0
         return rgb
-
-    def items():
-        for n, name in enumerate((*SKETCHES.THINGS, *SKETCHES.NEW)):
-            for number in range(10):
-                meta = {"split": "test" if number == 0 else "train"}
-                yield Item(f"q/{name}/{number}", "", name, media.png_bytes(lines(n)), meta=meta)
 
     def coloured() -> np.ndarray:
         rgb = np.full((128, 128, 3), 255, np.uint8)
         rgb[30:90, 20:100] = rng.integers(0, 256, 3)
         return rgb
 
-    monkeypatch.setattr(SKETCHES.quickdraw, "items", items)
-    judge = SKETCHES.Judge([coloured() for _ in range(40)])
-    things = (*SKETCHES.THINGS, *SKETCHES.NEW)
-    marks = [judge.marks(name, lines(n)) for n, name in enumerate(things)]
-    assert all(sketch for _, sketch in marks)
-    assert sum(right for right, _ in marks) > 15
-    assert not any(judge.marks("apple", coloured())[1] for _ in range(10))
-    assert {len(real) for real in judge.real.values()} == {1}
+    real = {name: bars(n) for n, name in enumerate(("anchor", "bus", "crab", "rose"))}
+    judge = PICTOGRAMS.Judge(Darkness(), real, [bars(n) for n in range(8)], [coloured() for _ in range(20)])
+    for thing, rgb in real.items():
+        assert judge.marks(thing, [rgb, np.roll(rgb, 2, axis=0)]) == [(True, True)] * 2
+    assert judge.marks("anchor", [real["rose"]]) == [(False, True)]
+    assert not any(made for _, made in judge.marks("bus", [coloured() for _ in range(10)]))
