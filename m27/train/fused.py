@@ -33,7 +33,11 @@ class FusedError(ValueError):
 
 
 class _Linear:
-    """Projections that share an input as one matrix; each one's adapter is merged into its rows."""
+    """Projections that share an input as one matrix; each one's adapter is merged into its rows.
+
+    Parameters of the decoder in float32 become windows of the base, which is never written to: the same values,
+    held once.
+    """
 
     def __init__(
         self,
@@ -45,9 +49,13 @@ class _Linear:
     ) -> None:
         self.products, dtype = products, products.dtype
         full = [f"{prefix}.{name}" for name in names]
-        weights = [decoder.get_parameter(f"{name}.weight").detach() for name in full]
+        members = [decoder.get_parameter(f"{name}.weight") for name in full]
+        weights = [parameter.detach() for parameter in members]
         # float32, so that an update smaller than half a step of bfloat16 still moves some entries.
         self.base = torch.cat(weights).float()
+        for parameter, window in zip(members, self.base.split([len(w) for w in weights]), strict=True):
+            if parameter.dtype == torch.float32:
+                parameter.data = window
         self.weight = self.base.to(dtype, copy=True)
         self.plain: Tensor | None = None
         self.adapters = adapters

@@ -193,7 +193,7 @@ def local(
     """The memory of one device that holds everything: no ranks, nothing sharded.
 
     Weights of the passes: float32 masters where they are trained, and the narrow copies that autocast keeps;
-    the fused pass holds the decoder, its matrices in float32 again and merged ones in the products' width;
+    the fused pass holds the decoder, and merged matrices in the products' width;
     the merged one the base, merged matrices, their masters and their gradients. AdamW holds two float32
     moments of what is trained, Muon one of matrices. Gradients are float32 (a merged matrix's narrow).
     """
@@ -209,7 +209,7 @@ def local(
         trained = found.total if a.rows == "free" else found.blocks + found.head + found.last
         weights = 4.0 * decoder + found.layers * weight_copies(c, a) * (not a.recompute)
     elif a.path == "fused":
-        weights += 4.0 * decoder + (4 + w) * matrices + w * trained
+        weights += 4.0 * decoder + w * matrices + w * trained
     elif a.path == "merged":
         weights += 2 * w * decoder + 4.0 * matrices
         gradients += w * matrices

@@ -78,6 +78,25 @@ def test_refresh_takes_up_changed_adapters_and_leaves_the_base():
     torch.testing.assert_close(linear.weight, before + adapters.scale * b @ a)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_decoder_is_held_once_and_stays_as_it_was(dtype):
+    decoder = fixtures.decoder().to(dtype)
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    adapters = Adapters(decoder, LoraConfig(rank=2))
+    fused = Fused(decoder, adapters, torch.float32)
+    for parameter in adapters.parameters().values():
+        torch.nn.init.normal_(parameter)
+    fused.refresh()
+    for name, tensor in decoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    held = {tensor.untyped_storage().data_ptr() for tensor in decoder.state_dict().values()}
+    bases = [
+        matrix.base.untyped_storage().data_ptr()
+        for layer in fused.layers for matrix in (layer.qkv, layer.out, layer.up, layer.down)
+    ]  # fmt: skip
+    assert (held >= set(bases)) == (dtype == torch.float32)
+
+
 def test_the_base_states_are_those_without_adapters():
     decoder, docs = fixtures.decoder(), documents()
     adapters = Adapters(decoder, LoraConfig(rank=4))
