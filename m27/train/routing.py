@@ -74,10 +74,10 @@ def balancing_loss(
     total = routing[0].new_zeros((), dtype=torch.float32)
     if picked is None:
         picked = picks(routing, top_k, bias_LE)
-    for logits_ME, picked_ME in zip(routing, picked, strict=True):
+    for logits_ME, chosen_Mk in zip(routing, picked, strict=True):
         experts = logits_ME.shape[1]
         keep, count = _kept(keep_M, logits_ME)
-        share_E = (picked_ME * keep).sum(0) / count
+        share_E = (F.one_hot(chosen_Mk, experts).sum(1) * keep).sum(0) / count
         chance_E = (logits_ME.float().softmax(-1) * keep).sum(0) / count
         total = total + experts / top_k * (share_E * chance_E).sum()
     return total / len(routing)
@@ -85,18 +85,14 @@ def balancing_loss(
 
 @torch.no_grad()
 def picks(routing: Sequence[Tensor], top_k: int, bias_LE: Tensor | None = None) -> list[Tensor]:
-    """Who was chosen, for each layer's router logits [M, E]: int64 [M, E], 1 where a token chose an expert.
+    """The chosen experts [M, k] of each layer, from its router logits [M, E].
 
-    All layers at once: where experts are few, what a choice costs a GPU is the call.
+    Numbers and not marks, [M, E], of which all layers' together would be gigabytes.
     """
-    if not routing:
-        return []
-    logits_LME = torch.stack([logits_ME.detach().float() for logits_ME in routing])
-    if bias_LE is not None:
-        logits_LME += bias_LE[: len(routing), None]
-    chosen_LMk = logits_LME.topk(top_k, dim=-1).indices
-    found_LME = torch.zeros_like(logits_LME, dtype=torch.int64).scatter_(-1, chosen_LMk, 1)
-    return list(found_LME.unbind(0))
+    return [
+        choose(logits_ME, top_k, None if bias_LE is None else bias_LE[layer])[1]
+        for layer, logits_ME in enumerate(routing)
+    ]
 
 
 def _kept(keep_M: Tensor | None, logits_ME: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,7 +252,9 @@ class Balancer:
     ) -> None:
         """Count the choices that a micro-batch's router logits make; `media_M` indexes `MEDIA` (text by
         default), `keep_M` (boolean) leaves padding out. Never waits for the device."""
-        for layer, picked_ME in enumerate(self.picks(routing) if picked is None else picked):
+        experts = self._fresh.shape[1]
+        for layer, chosen_Mk in enumerate(self.picks(routing) if picked is None else picked):
+            picked_ME = F.one_hot(chosen_Mk, experts).sum(1)
             if keep_M is not None:
                 picked_ME = picked_ME * keep_M[:, None]
             if media_M is None:
