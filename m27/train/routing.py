@@ -233,14 +233,17 @@ class Balancer:
 
     def picks(self, routing: Sequence[Tensor]) -> list[Tensor]:
         """Who was chosen, by layer, as `picks` gives it, under the bias that is applied."""
-        return picks(routing, self.top_k, self.applied_LE if self.config.bias_step > 0 else None)
+        return picks(routing, self.top_k, self._bias)
 
     def losses(
         self, routing: Sequence[Tensor], keep_M: Tensor | None = None, picked: Sequence[Tensor] | None = None
     ) -> dict[str, Tensor]:
         """`router_losses` under the present bias and strength; `picked` where it is known already."""
-        bias_LE = self.applied_LE if self.config.bias_step > 0 else None
-        return router_losses(routing, self.config, self.top_k, keep_M, bias_LE, self.strength, picked)
+        return router_losses(routing, self.config, self.top_k, keep_M, self._bias, self.strength, picked)
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return self.applied_LE if self.config.bias_step > 0 else None
 
     @torch.no_grad()
     def observe(
@@ -251,7 +254,8 @@ class Balancer:
         picked: Sequence[Tensor] | None = None,
     ) -> None:
         """Count the choices that a micro-batch's router logits make; `media_M` indexes `MEDIA` (text by
-        default), `keep_M` (boolean) leaves padding out. Never waits for the device."""
+        default), `keep_M` (boolean) leaves padding out; `picked` where it is known already. Never waits for the
+        device."""
         experts = self._fresh.shape[1]
         for layer, chosen_Mk in enumerate(self.picks(routing) if picked is None else picked):
             picked_ME = F.one_hot(chosen_Mk, experts).sum(1)
